@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from deepfloyd_core.models.device import machine_memory
+
 _ROWS = 77  # of text
 # What a CPU's kernels take beside the tensors: buffers, and copies of a part of a convolution's input and output. Fitted to
 # four models (benchmarks/sampling_memory.py), within 6 % of what each takes.
@@ -82,6 +84,11 @@ def free_bytes(device: torch.device) -> int | None:
     gc.collect()  # a model with a ControlNet refers to itself
     torch.cuda.empty_cache()  # else the allocator keeps what the stage before took
     return int(torch.cuda.mem_get_info(device)[0])
+
+
+def device_bytes(device: torch.device) -> int:
+    """All memory of a device, whatever is free of it now; of a processor and of Apple's GPU that of the machine."""
+    return int(torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else machine_memory().total
 
 
 @contextmanager

@@ -1,11 +1,14 @@
-"""How much memory a stage will take, said before it is loaded, and how many of its pictures are sampled at once."""
+"""How much memory a stage will take, said before it is loaded, and how many of its pictures are sampled at once.
+
+A picture that is upscaled through windows has a canvas beside them, whose bytes grow with its pixels.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from deepfloyd_core.config.run_machine import Machine
-from deepfloyd_core.config.stage3 import TITLE
-from deepfloyd_core.config.stages import STAGES
+from deepfloyd_core.config.stage3 import STAGE3, TITLE, DrawnStage
+from deepfloyd_core.config.stages import STAGES, UPSCALE
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import UNET_WEIGHTS, weight_files
 from deepfloyd_core.models.memory import Forecast, free_bytes, text_forecast, unet_forecast, vae_forecast
@@ -17,7 +20,11 @@ from deepfloyd_core.sampling.stage3_jobs import Stage3
 from deepfloyd_core.sampling.windows import WINDOW_PX
 
 SAID_FROM = 500_000_000  # bytes of a UNet's file: a smaller one is loaded before it can be forecast
-MOST_SHARE = 0.9  # of a GPU's free memory: its allocator and its kernels need some
+MOST_SHARE = 0.9  # of a GPU's memory: its allocator and its kernels need some
+# Bytes of a canvas for each pixel that is made, in fp32, at most, counted by `models.memory.Counted`: of Stage II without
+# guidance and with it (UniPC; DDPM takes 140 and 218); of Stage III, which samples latents, 31, and numpy's copies.
+_CANVAS = {False: 206, True: 278}
+_DECODED = 40
 
 
 def pictures_at_once(
@@ -54,6 +61,19 @@ def stage3_forecast(stage3: Stage3, low_res: Iterable[Size], machine: Machine) -
     found |= vae_forecast(folder, (width, height), device)
     _check(TITLE, found, free_bytes(device))
     return found
+
+
+def canvas_bytes(stage: DrawnStage, low_res: Size, guidance: float) -> int:
+    """What an upscaler holds of a picture that is this large before, beside its weights and a call on one window."""
+    made = low_res[0] * low_res[1] * UPSCALE**2
+    return made * (_DECODED if stage == STAGE3 else _CANVAS[guidance > 1])
+
+
+def with_canvas(forecast: Forecast | None, canvas: int) -> Forecast | None:
+    """A forecast of calls on windows with the canvas; None: little."""
+    if forecast is None:
+        return Forecast(0, canvas) if canvas >= SAID_FROM else None
+    return Forecast(forecast.weights, forecast.call + canvas)
 
 
 def _samples(guidance: float) -> int:

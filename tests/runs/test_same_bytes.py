@@ -1,4 +1,4 @@
-"""Pictures of `generate` have the same bytes in one go, after SIGKILLs, and by the real deployment."""
+"""Pictures of `generate` and `upscale` have the same bytes in one go, after SIGKILLs, and by the real deployment."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from narrowing import known
+from PIL import Image
 from prefect.deployments.runner import RunnerDeployment
 from prefect_api import PrefectApi
 from small_run import NewSmallRun, SmallRun
@@ -37,28 +38,29 @@ def whole(server: str, tmp_path_factory: pytest.TempPathFactory, new_small_run: 
 
 
 def _pictures(run: SmallRun) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in run.workspace.glob("generated/*/picture-*.png")}
+    return {file.name: file.read_bytes() for file in run.workspace.glob("*/*/*.png") if file.name != "sheet.png"}
 
 
 def _finished(run: SmallRun) -> dict[Path, int]:
     """The pictures that an unfinished request has recorded as whole, and when each was written."""
-    records = run.workspace.glob("generated/*/.part-picture-*.png.json")
+    records = run.workspace.glob("*/*/.part-*.png.json")
     files = [file.with_name(file.name.removeprefix(".part-").removesuffix(".json")) for file in records]
     return {file: file.stat().st_mtime_ns for file in files}
 
 
-def _kill_after(run: SmallRun, count: int) -> dict[Path, int]:
-    """Begin the command in a session of its own and SIGKILL all its processes when so many pictures are finished."""
-    command = run.start_here(run.folder / "killed.log", "generate", str(run.config), *COMMAND)
+def _killed(run: SmallRun, command: tuple[str, ...], after: int, before: int) -> dict[Path, int]:
+    """Begin a command in a session of its own and SIGKILL all its processes when some pictures are finished. Returns those.
+
+    before: so many are.
+    """
+    process = run.start_here(run.folder / "killed.log", *command)
     deadline = time.monotonic() + 300
-    while command.is_alive() and time.monotonic() < deadline and len(_finished(run)) < count:
+    while process.is_alive() and time.monotonic() < deadline and len(_finished(run)) < after:
         time.sleep(0.002)
-    os.killpg(known(command.pid), signal.SIGKILL)
-    command.join()
+    os.killpg(known(process.pid), signal.SIGKILL)
+    process.join()
     finished = _finished(run)
-    assert count <= len(finished) < (PICTURES if count < PICTURES else 2 * PICTURES), (
-        run.folder / "killed.log"
-    ).read_text()
+    assert after <= len(finished) < before, (run.folder / "killed.log").read_text()
     return finished
 
 
@@ -66,13 +68,31 @@ def test_after_a_kill_in_each_stage_the_pictures_are_the_same_and_none_is_drawn_
     whole: dict[str, bytes], new_small_run: NewSmallRun, tmp_path: Path
 ) -> None:
     run = new_small_run(tmp_path / "run", 0)
-    first = _kill_after(run, 1)
-    second = _kill_after(run, PICTURES + 1)
+    command = "generate", str(run.config), *COMMAND
+    first = _killed(run, command, 1, PICTURES)
+    second = _killed(run, command, PICTURES + 1, 2 * PICTURES)
     assert first.items() <= second.items()
-    done = run.call_here("generate", str(run.config), *COMMAND)
+    done = run.call_here(*command)
     assert done.returncode == 0, done.stderr
     assert {file: file.stat().st_mtime_ns for file in second} == second
     assert _pictures(run) == whole
+
+
+def test_a_kill_while_a_large_picture_is_upscaled_costs_that_alone(
+    server: str, new_small_run: NewSmallRun, tmp_path: Path
+) -> None:
+    runs = [new_small_run(tmp_path / name, 0) for name in ("whole", "broken")]
+    for run in runs:
+        (run.folder / "own").mkdir()
+        for name, width in (("1.png", 16), ("2.png", 1100)):
+            Image.linear_gradient("L").resize((width, 8)).convert("RGB").save(run.folder / "own" / name)
+    whole, killed = (("upscale", str(run.config), str(run.folder / "own"), "--version", "base") for run in runs)
+    assert runs[0].call_here(*whole).returncode == 0
+    finished = _killed(runs[1], killed, 1, 2)
+    done = runs[1].call_here(*killed)
+    assert done.returncode == 0, done.stderr
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished
+    assert _pictures(runs[1]) == _pictures(runs[0]) and len(_pictures(runs[0])) == 2
 
 
 def test_the_deployment_draws_the_same_pictures(
