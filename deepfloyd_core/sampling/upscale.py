@@ -92,7 +92,6 @@ def _each(
 ) -> UpscaledSummary:
     """memory, load: of the model, if there is a picture for it. request: the job's own."""
     use_threads(job.request.machine.num_threads)
-    (job.out / ".drawn").mkdir(exist_ok=True)
     undrawn = [one for one in request.pictures if not part_is_whole(job.out / one.file)]
     sizes, left_out, takes = dict[str, Size](), dict[str, str](), memory(job.request)
     room = int(MOST_SHARE * device_bytes(pick_device(job.request.machine.device)))
@@ -139,9 +138,7 @@ def _enlarger_memory(request: EnlargeRequest) -> _Memory:
 def _upscaler(job: Job[UpscaleRequest], sampled: Sampled) -> _Upscaler:
     """With the upscaler of the cascade, through windows."""
     request, one = job.request, job.request.upscaler
-    both = [*(own.prompt for own in request.pictures), request.negative_prompt]
-    texts = StoredTexts(both, request, job.out / ".drawn" / "text.safetensors")
-    texts.make()
+    texts = StoredTexts(request, job.out)
     sampler = make_sampler(one, request.trained(one.stage), request.machine, sampled, request.loras)
     sampler.pipeline.unet = WindowedUnet(sampler.pipeline.unet)
     settings = sampler_settings(one, request.negative_prompt)

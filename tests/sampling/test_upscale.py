@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import IFPipeline, IFSuperResolutionPipeline
+from drawn_here import texts_here
 from PIL import Image
 
 from deepfloyd_core.config.run import Run
@@ -54,6 +55,7 @@ def upscale(run: Run, models: dict[Any, Path], tmp_path: Path) -> Upscale:
     def upscaled(pictures: Path, out: str, report: Report = no_report) -> UpscaledSummary:
         (tmp_path / out).mkdir(exist_ok=True)
         job = upscale_job(run, own_pictures(pictures, "a red circle"), 7, "base", models, None)
+        texts_here(job, tmp_path / out)
         return upscale_pictures(Job(job, tmp_path / out, report))
 
     return upscaled
