@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.models.unet import use_threads
 from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling.forecasts import texts_forecast
 from deepfloyd_core.sampling.jobs import DrawRequest
 from deepfloyd_core.sampling.texts_jobs import TextsRequest, TextsSummary
 from deepfloyd_core.store.counts import many
@@ -47,7 +48,9 @@ def store_texts(job: Job[TextsRequest]) -> TextsSummary:
     found = {text: embeds.of(text) for text in request.texts if text in embeds} if embeds else {}
     missing = [text for text in request.texts if text not in found]
     if missing:
-        job.report(0, len(missing), f"{many(len(missing), 'text')} to encode")
+        forecast = texts_forecast(request)
+        told = f"{many(len(missing), 'text')} to encode" + (f", with {forecast}" if forecast else "")
+        job.report(0, len(missing), told)
         made = encode_prompts(missing, request.encoder_name, request.encoder, request.keys, request.machine)
         found |= dict(zip(missing, made, strict=True))
     store_tensor(torch.stack([found[text] for text in request.texts]), file)
