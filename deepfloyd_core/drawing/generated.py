@@ -9,7 +9,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage3 import STAGE3, TABLE
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.preflight.generate import GenerateOptions, drawn_stages, prompt_rows
+from deepfloyd_core.preflight.generate import GenerateOptions, drawn_stages, pictures_of, prompt_rows
 from deepfloyd_core.preflight.versions import DrawnVersion
 from deepfloyd_core.sampling.drawn_picture import DrawnPicture
 from deepfloyd_core.sampling.identity import generate_request
@@ -24,10 +24,12 @@ from deepfloyd_core.types import Report, no_report
 log = logging.getLogger(__name__)
 
 
-def tell(run: Run, pictures: Sequence[Picture], options: GenerateOptions) -> None:
-    """Count and list in the log what will be drawn, by each version."""
+def listed_pictures(run: Run, options: GenerateOptions) -> tuple[Picture, ...]:
+    """The pictures that each version will draw, counted and listed in the log. Raises as `pictures_of`."""
+    pictures = pictures_of(run, options)
     for line in told(pictures, drawn_stages(run.config, options.stages)):
         log.info("%s", line)
+    return pictures
 
 
 def draw(

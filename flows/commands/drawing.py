@@ -43,6 +43,14 @@ def _jobs_of(worker: "ForkServer") -> Iterator[None]:
         yield
 
 
+def _print_places(folder: Path, index: str, sheet: str | None = None) -> None:
+    """Say where pictures, their index and their sheet are."""
+    err.print(f"Pictures  {folder}")
+    err.print(f"Index     {folder / index}")
+    if sheet:
+        err.print(f"Sheet     {folder / sheet}")
+
+
 def generate(
     config: ConfigPath,
     prompt: Prompts = None,
@@ -91,9 +99,7 @@ def generate(
     for text, file in rows:
         out.print(f"{file}  {' '.join(text.split())}" if has_others else str(file))
     for artifact in artifacts:
-        err.print(f"Pictures  {artifact.path}")
-        err.print(f"Index     {artifact.path / INDEX}")
-        err.print(f"Sheet     {artifact.path / SHEET}")
+        _print_places(artifact.path, INDEX, SHEET)
 
 
 def upscale(
@@ -129,7 +135,7 @@ def upscale(
 
     for file in upscaled_files(artifact.path):
         out.print(str(file))
-    err.print(f"Index     {artifact.path / INDEX}")
+    _print_places(artifact.path, INDEX)
 
 
 def export(
