@@ -36,17 +36,17 @@ Resolver = Callable[[str, Stage, bool], Path]  # of a model, its stage, and whet
 FROM_BASE: Starts = MappingProxyType({})
 
 
-class IndexCaptions(NamedTuple):
-    """The captions of an index, which take a second and 250 MB a million."""
+class Captions(NamedTuple):
+    """The captions of an index, which take a second a million."""
 
     counts: Mapping[str, int]  # as `caption_counts`
     texts: list[str]  # as `run_captions`
 
 
-def index_captions(run: Run, index: Artifact) -> IndexCaptions:
+def index_captions(run: Run, index: Artifact) -> Captions:
     """The captions of a run's index."""
     counts = caption_counts(index)
-    return IndexCaptions(counts, run_captions(run, counts))
+    return Captions(counts, run_captions(run, counts))
 
 
 def sample_prompts(run: Run, index: Artifact) -> list[str]:
@@ -66,11 +66,7 @@ def planned_bundle(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> Req
 
 
 def planned(
-    run: Run,
-    index: Artifact,
-    starts: Starts = FROM_BASE,
-    resolve: Resolver = resolve,
-    captions: IndexCaptions | None = None,
+    run: Run, index: Artifact, starts: Starts = FROM_BASE, resolve: Resolver = resolve, captions: Captions | None = None
 ) -> dict[str, Request] | None:
     """The artifact of each kind that `flows.finetune` would make from an index, by its kind. resolve: finds a model;
     captions: as `index_captions`, where they are known.

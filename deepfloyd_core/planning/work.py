@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from deepfloyd_core.bundle.planned import IndexCaptions, Starts, planned
+from deepfloyd_core.bundle.planned import Captions, Starts, planned
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.identity import eval_request, pixels_request
@@ -32,7 +32,7 @@ class ArtifactPlan:
 
 
 def plan_artifacts(
-    run: Run, look: DataLook, missing: Sequence[str], starts: Starts, captions: IndexCaptions | None
+    run: Run, look: DataLook, missing: Sequence[str], starts: Starts, captions: Captions | None
 ) -> list[ArtifactPlan]:
     """The artifacts of a run in the order in which it makes them. run: with its steps counted, in its shadow; missing: as
     `models_missing`; captions: of the index, if there is one.

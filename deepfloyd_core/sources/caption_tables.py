@@ -79,11 +79,13 @@ def table_texts(table: CaptionTable, path: Path, kind: str, where: str) -> Table
     columns = [table.filename_column, *column_names(table.caption_column), *column_names(table.fallback_caption_column)]
     nameless, names, texts = 0, [pa.array([], _TEXT)], [pa.array([], _TEXTS)]
     for block in table_columns(path, kind, list(dict.fromkeys(columns)), where):
-        trimmed = _names(block[table.filename_column])
-        named = trimmed.is_valid()
-        nameless += trimmed.null_count
-        names.append(trimmed.filter(named))
-        texts.append(_captions(table, block).filter(named))
+        trimmed, of_rows = _names(block[table.filename_column]), _captions(table, block)
+        if trimmed.null_count:
+            nameless += trimmed.null_count
+            named = trimmed.is_valid()
+            trimmed, of_rows = trimmed.filter(named), of_rows.filter(named)
+        names.append(trimmed)
+        texts.append(of_rows)
     if nameless:
         log.warning("%s: %d rows with an empty %r are left out", where, nameless, table.filename_column)
     return TableTexts(pa.concat_arrays(names), pa.concat_arrays(texts))
