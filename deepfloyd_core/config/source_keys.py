@@ -79,6 +79,12 @@ class SourceKeys(Spec):
         "address in it.",
         makes=CONTENT,
     )
+    csv_private_addresses: bool = key(
+        False,
+        says="Download from loopback, link-local and private addresses, too; else they are refused, also behind "
+        "redirects and names.",
+        makes=CONTENT,
+    )
     dataset_name: NameOrPath | None = key(
         None, says="`huggingface`: a folder made by save_to_disk, or a name or path for load_dataset.", makes=CONTENT
     )

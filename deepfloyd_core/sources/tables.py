@@ -69,7 +69,11 @@ def table_texts(table: CaptionTable, path: Path, kind: str, where: str) -> Itera
         if name is not None and str(name).strip():
             own = [text for column in _names(table.caption_column) for text in _cell(record.get(column))]
             other = () if own else _names(table.fallback_caption_column)
-            yield str(name), own + [text for column in other for text in _cell(record.get(column))]
+            # JSON can hold half of a surrogate pair.
+            yield (
+                str(name).encode("utf-8", "backslashreplace").decode(),
+                own + [text for column in other for text in _cell(record.get(column))],
+            )
         else:
             nameless += 1
     if nameless:
