@@ -46,8 +46,8 @@ class SourceKeys(Spec):
     )
     follow_links: bool = key(
         False,
-        says="Follow links that lead out of `instance_data_dir` (`local`). Links of a Hugging Face cache to its "
-        "`blobs` are always followed.",
+        says="Follow links that lead out of `instance_data_dir` (`local`), and read files out of the data set that its "
+        "rows name (`huggingface`). Links of a Hugging Face cache to its `blobs` are always followed.",
         makes=CONTENT,
     )
     aws_bucket_name: str | None = key(None, min_length=1, says="The bucket of `aws`.", makes=CONTENT)

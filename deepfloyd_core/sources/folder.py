@@ -12,6 +12,7 @@ from pathlib import Path
 from deepfloyd_core.config.data_sets import TABLES, ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.sources.listing import Listed, Texts, printable, read_text
+from deepfloyd_core.sources.local_files import leads_out
 from deepfloyd_core.sources.names import JUNK_FOLDERS, Kind, caption_file, caption_files, kind
 from deepfloyd_core.sources.tables import table_path
 
@@ -112,10 +113,9 @@ class Folder:
         """Why a link is not followed; None: it is followed, or is no link."""
         if self._dataset.follow_links or not path.is_symlink():
             return None
-        real = path.resolve()
-        if any(real.is_relative_to(place) for place in self._inside):
+        if not leads_out(path, self._inside):
             return None
-        return f"is a link to {real}, out of {self._real_root}; {_FOLLOW}"
+        return f"is a link to {path.resolve()}, out of {self._real_root}; {_FOLLOW}"
 
     def _listed(self, entry: Entry, source: str, what: Kind, young: int, text: Entry | None) -> Listed:
         if what == "other" or printable(source) != source:

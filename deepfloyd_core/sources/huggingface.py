@@ -1,4 +1,8 @@
-"""A Hugging Face data set: one saved on this machine, or one that `load_dataset` finds by name."""
+"""A Hugging Face data set: one saved on this machine, or one that `load_dataset` finds by name.
+
+A cell has a picture's bytes or names a file. Whoever made the table may name any, so the rules of local folders hold:
+regular files inside of the data set's folder, or for one of the hub of the library's caches.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +13,7 @@ import pyarrow as pa
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.sources.listing import Listed, Raw, Texts
+from deepfloyd_core.sources.local_files import leads_out, read_file
 
 
 class Saved:
@@ -36,6 +41,7 @@ class Saved:
                 "caption_column."
             )
         self._pictures = _undecoded(self._rows.select_columns([self._image]), self._dataset)
+        self._places = _places(self._dataset)
 
     def listing(self) -> Iterator[Listed]:
         """Every row."""
@@ -49,7 +55,17 @@ class Saved:
         cell = self._pictures[int(name)][self._image]
         if cell is None or not (cell["bytes"] or cell["path"]):
             raise FileNotFoundError(f"{self.name}: row {name} has no picture")
-        return bytes(cell["bytes"] or Path(cell["path"]).read_bytes())
+        return bytes(cell["bytes"]) if cell["bytes"] else self._named(Path(cell["path"]), name)
+
+    def _named(self, path: Path, name: str) -> bytes:
+        try:
+            if self._dataset.follow_links or not leads_out(path, self._places):
+                return read_file(path)
+        except (RuntimeError, ValueError) as error:  # a link to itself before Python 3.13, a zero byte in a name
+            raise OSError(f"row {name} names {str(path)!r}: {error}") from None
+        raise OSError(
+            f"row {name} names {path}, out of {self._places[0]}; set follow_links = true to use what it names"
+        )
 
     def texts(self, names: list[str]) -> list[Texts]:
         """The captions in the row's columns; a list in a cell is several."""
@@ -91,6 +107,19 @@ def _open(dataset: ImageDataset) -> Any:
     if dataset.split not in found:
         raise ConfigError(f"{dataset.id}: split is {dataset.split!r}; the data set has {', '.join(map(repr, found))}.")
     return found[dataset.split]
+
+
+def _places(dataset: ImageDataset) -> list[Path]:
+    """Where files may lie that cells name."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    import datasets
+
+    folder = Path(dataset.dataset_name or "")
+    if folder.is_dir():
+        return [folder.resolve()]
+    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+    return [Path(place).resolve() for place in caches]
 
 
 def _undecoded(rows: Any, dataset: ImageDataset) -> Any:
