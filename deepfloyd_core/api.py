@@ -10,7 +10,7 @@ from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_
 from deepfloyd_core.drawing import compared, generated, upscaled
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.check import check_run
-from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of
+from deepfloyd_core.preflight.generate import GenerateOptions
 from deepfloyd_core.preflight.upscale import UpscaleOptions, upscaled_by
 from deepfloyd_core.preflight.versions import drawn_version
 from deepfloyd_core.processes.ahead import DRAWING
@@ -46,7 +46,7 @@ def generate(config: str | Path, options: GenerateOptions, overrides: Sequence[s
     be said before a model is loaded, and for a job that fails. It does not wait for a run that has the GPU.
     """
     run = check_run(Path(config), tuple(overrides), options)
-    pictures = pictures_of(run, options)
+    pictures = generated.listed_pictures(run, options)
     with job_starter(DRAWING):
         versions = {found.name: found for found in (drawn_version(run, one) for one in options.versions)}
         made = {name: generated.draw(run, pictures, version, options) for name, version in versions.items()}

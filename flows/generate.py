@@ -4,12 +4,10 @@ from pathlib import Path
 
 from prefect import flow
 
+from deepfloyd_core.drawing.generated import listed_pictures
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.preflight.drawn_again import recorded_options, with_recorded
-from deepfloyd_core.preflight.generate import (
-    GenerateOptions,
-    pictures_of,
-)
+from deepfloyd_core.preflight.generate import GenerateOptions
 from deepfloyd_core.preflight.versions import drawn_version
 from deepfloyd_core.processes.ahead import DRAWING
 from deepfloyd_core.processes.jobs import warm_job_starter
@@ -68,7 +66,7 @@ def generate(
     options, recorded = recorded_options(asked, drawn_before)
     # The command line has added those of the picture already.
     run = check_run(Path(config), tuple(with_recorded(recorded, overrides)), options)
-    pictures = pictures_of(run, options)
+    pictures = listed_pictures(run, options)
     rename_run(run.workspace)
     with gpu_of(run):
         versions = {found.name: found for found in (drawn_version(run, one) for one in options.versions)}

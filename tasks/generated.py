@@ -1,6 +1,5 @@
 """Generated pictures: prompts through the cascade, with a version's LoRAs or with none."""
 
-import logging
 from collections.abc import Mapping, Sequence
 
 from prefect import task
@@ -13,7 +12,7 @@ from deepfloyd_core.preflight.generate import GenerateOptions
 from deepfloyd_core.preflight.versions import DrawnVersion
 from deepfloyd_core.sampling.comparison import version_words
 from deepfloyd_core.sampling.jobs import GeneratedSummary
-from deepfloyd_core.sampling.pictures import SHEET, Picture, picture_file, picture_scale, told
+from deepfloyd_core.sampling.pictures import SHEET, Picture, picture_file, picture_scale
 from deepfloyd_core.store.artifacts import Artifact
 from tasks.artifact_page import show_artifact
 from tasks.markdown import code
@@ -23,13 +22,11 @@ from tasks.page_keys import workspace_key
 from tasks.progress import progress
 
 MOST_SHOWN = 4  # of the last stage
-log = logging.getLogger(__name__)
 
 
 @task(name="generated", cache_policy=NO_CACHE)
 def generated(run: Run, pictures: Sequence[Picture], version: DrawnVersion, options: GenerateOptions) -> Artifact:
     """Raises ConfigError when a picture that is drawn again was drawn with other models."""
-    log.info("%s", told(pictures))
     with progress("generate") as report:
         artifact = draw(run, pictures, version, options, report)
     summary = artifact.summary(GeneratedSummary)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import yaml
 
 from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER, product_name
-from deepfloyd_core.bundle.card_code import card_code
+from deepfloyd_core.bundle.card_code import card_code, private_bases
 from deepfloyd_core.bundle.identity import BundleInputs, BundleSummary
 from deepfloyd_core.bundle.measure_words import measure_words
 from deepfloyd_core.bundle.version_figures import three
@@ -38,7 +38,15 @@ def model_card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], met
         _front_matter(run, products, prompts, sampled),
         ["# Fine-tuned DeepFloyd IF", ""],
         _samples(run, prompts, metrics, sampled),
-        ["## Use", "", "```python", *card_code(run, products, prompts[0]), "```", ""],
+        [
+            "## Use",
+            "",
+            *(line for note in private_bases(run) for line in (note, "")),
+            "```python",
+            *card_code(run, products, prompts[0]),
+            "```",
+            "",
+        ],
         ["## Data", "", *_data(inputs, metrics), ""],
         ["## Figures", "", *_figures(metrics)],
         ["## Settings", "", *_settings(inputs)],

@@ -1,7 +1,7 @@
 """The Python code of a model card: it runs as it is in the bundle's folder, with stock diffusers, and makes one picture.
 
-Base models are named as in the run file: by their hub id, by the flavour's name when this package has or writes the
-weights, or by their folder.
+Base models are named by their hub id, or by the flavour's name when this package has or writes the weights. A folder of the
+machine that trained is not named, because cards are published: the code takes the model from beside the bundle.
 """
 
 from collections.abc import Callable, Mapping
@@ -130,8 +130,30 @@ def _base(stage: Stage, settings: StageConfig, text: bool) -> str:
         return f"str(resolve({_quoted(settings.model)}, {stage}, text={text}))"
     if settings.model == settings.flavour.repo and Path(settings.model).is_absolute():
         return f'FLAVOURS["{settings.flavour.name}"].repo'
+    return _quoted(_beside(settings) if is_private(settings) else settings.model)
+
+
+def is_private(settings: StageConfig) -> bool:
+    """Whether a stage's base model is a folder of this machine that others do not have."""
     folder = Path(settings.model)
-    return _quoted(str(folder.absolute()) if is_there(folder) else settings.model)
+    if settings.model.startswith(RANDOM) or settings.model == settings.flavour.repo:
+        return False
+    return folder.is_absolute() or is_there(folder)
+
+
+def _beside(settings: StageConfig) -> str:
+    """Where the code looks for such a base model, from the bundle's folder."""
+    return f"../{settings.flavour.name}"
+
+
+def private_bases(run: Run) -> list[str]:
+    """What a card says of base models that it cannot name."""
+    return [
+        f"The base model of {STAGES[stage].title} is not published with these weights: a `{settings.flavour.name}` with "
+        f"weights of its own. Put its folder beside this one, as `{_beside(settings)}`, or write its place in the code."
+        for stage in run.config.stages
+        if is_private(settings := run.config.stage(stage))
+    ]
 
 
 def _text_call(run: Run, stage: Stage, product: str) -> list[str]:

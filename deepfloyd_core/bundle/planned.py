@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.bundle.identity import BundleInputs, bundle_request
@@ -35,12 +36,27 @@ Resolver = Callable[[str, Stage, bool], Path]  # of a model, its stage, and whet
 FROM_BASE: Starts = MappingProxyType({})
 
 
+class Captions(NamedTuple):
+    """The captions of an index, which take a second a million."""
+
+    counts: Mapping[str, int]  # as `caption_counts`
+    texts: list[str]  # as `run_captions`
+
+
+def index_captions(run: Run, index: Artifact) -> Captions:
+    """The captions of a run's index."""
+    counts = caption_counts(index)
+    return Captions(counts, run_captions(run, counts))
+
+
 def sample_prompts(run: Run, index: Artifact) -> list[str]:
     """The validation prompts, or the most frequent caption (the first by alphabet among equals)."""
-    if run.config.prompts:
-        return list(run.config.prompts)
-    counts = caption_counts(index)
-    return [min(counts, key=lambda caption: (-counts[caption], caption))]
+    return list(run.config.prompts) or [_most_frequent(caption_counts(index))]
+
+
+def _most_frequent(counts: Mapping[str, int]) -> str:
+    most = max(counts.values())
+    return min(caption for caption, count in counts.items() if count == most)
 
 
 def planned_bundle(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> Request | None:
@@ -50,9 +66,10 @@ def planned_bundle(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> Req
 
 
 def planned(
-    run: Run, index: Artifact, starts: Starts = FROM_BASE, resolve: Resolver = resolve
+    run: Run, index: Artifact, starts: Starts = FROM_BASE, resolve: Resolver = resolve, captions: Captions | None = None
 ) -> dict[str, Request] | None:
-    """The artifact of each kind that `flows.finetune` would make from an index, by its kind. resolve: finds a model.
+    """The artifact of each kind that `flows.finetune` would make from an index, by its kind. resolve: finds a model;
+    captions: as `index_captions`, where they are known.
 
     None if epochs are counted in crops that are lost or damaged. Raises what the tasks raise before they make anything,
     e.g. ModelError for a missing model.
@@ -60,8 +77,9 @@ def planned(
     folders = {stage: resolve(run.config.stage(stage).model, stage, False) for stage in run.config.stages}
     first = run.config.first_stage
     encoder = resolve(run.config.stage(first).model, first, True)
-    embeds = embeds_request(run, run_captions(run, caption_counts(index)), encoder)
-    held_out, prompts = eval_request(run, index), sample_prompts(run, index)
+    counts, texts = captions or index_captions(run, index)
+    embeds = embeds_request(run, texts, encoder)
+    held_out, prompts = eval_request(run, index), list(run.config.prompts) or [_most_frequent(counts)]
     requests = [embeds, held_out]
     conditioning = eval_conditioning = None
     if run.config.paired_stage is not None:

@@ -131,8 +131,9 @@ def choice_notes(run: Run, choices: tuple[Choice, ...]) -> list[str]:
     return notes
 
 
-def held_out_pictures(index: Artifact, choices: Iterable[Choice]) -> pa.Array:
-    """The pictures that are not trained on: of all data sets those in held-out groups, by name, each once."""
+@lru_cache(maxsize=4)
+def held_out_pictures(index: Artifact, choices: tuple[Choice, ...]) -> pa.Array:
+    """The pictures that are not trained on: of all data sets those in held-out groups, by name, each once. Cached."""
     groups = pa.array(sorted({name for choice in choices for name in choice.groups}), pa.string())
     found = [pa.array([], pa.string())]
     for batch in ledger_batches(index, ["image_id", "group"]) if len(groups) else ():
@@ -157,7 +158,7 @@ def chosen_pictures(run: Run, index: Artifact, columns: tuple[str, ...]) -> pa.T
     return found.take(pa.array(order, pa.int64()))
 
 
-def check_left(run: Run, index: Artifact, choices: Iterable[Choice]) -> list[str]:
+def check_left(run: Run, index: Artifact, choices: tuple[Choice, ...]) -> list[str]:
     """A line for each data set that leaves a stage nothing to train on, except the set that is only measured on.
 
     Raises DataError when a stage has nothing at all to train on.

@@ -31,6 +31,7 @@ _NUMBERS = (
 )  # fmt: skip
 _TEXTS = ("image_id", "source", "dataset_id", "caption", "crop_style")
 _COUNTED = ("image_id", "dataset_id", "width", "height", "captions")
+_Counts = dict[tuple[str, Size], np.ndarray]  # of a data set and size: pictures, rows and passes
 _DRAWN = 4  # passes that are drawn to see how random aspects are divided
 PLAN = pa.schema([(name, pa.string()) for name in _TEXTS] + [(name, pa.int32()) for name in _NUMBERS]
                  + [("times", pa.int32()), ("key", pa.uint64())])  # fmt: skip
@@ -177,19 +178,33 @@ class CropCount:
     shown: int  # in an epoch
 
 
-def count_crops(run: Run, index: Artifact, stage: Stage, left_out: pa.Array) -> list[CropCount]:
+def count_crops(run: Run, index: Artifact, stage: Stage, left_out: pa.Array) -> tuple[list[CropCount], list[CropCount]]:
     """The crops that a plan of an index will have, by data set and size, without planning them: a million pictures a second.
 
-    left_out: the ids of pictures that are not trained on. Where an aspect is drawn for each pass, rows are divided among
-    the sizes as the first passes are.
+    First of the pictures that are trained on, then of all. left_out: the ids of the others. Where an aspect is drawn for
+    each pass, rows are divided among the sizes as the first passes are.
     """
-    counts: dict[tuple[str, Size], np.ndarray] = {}
+    trained: _Counts = {}
+    every: _Counts = {}
     for batch in ledger_batches(index, _COUNTED, stage):
-        kept = batch.filter(pc.invert(pc.is_in(batch["image_id"], left_out)))
-        for dataset, part in by_dataset(run, kept):
-            for size, found in _counted(run, dataset, stage, part):
-                counts[dataset.id, size] = counts.get((dataset.id, size), np.zeros(3, np.int64)) + found
-    return [CropCount(name, size, *found.tolist()) for (name, size), found in sorted(counts.items())]
+        out = pc.is_in(batch["image_id"], left_out)
+        of_all = list(_of_sets(run, stage, batch))
+        kept = list(_of_sets(run, stage, batch.filter(pc.invert(out)))) if pc.any(out).as_py() else of_all
+        for counts, found in ((trained, kept), (every, of_all)):
+            for key, numbers in found:
+                counts[key] = counts.get(key, np.zeros(3, np.int64)) + numbers
+    of_trained, of_every = (
+        [CropCount(name, size, *found.tolist()) for (name, size), found in sorted(counts.items())]
+        for counts in (trained, every)
+    )
+    return of_trained, of_every
+
+
+def _of_sets(run: Run, stage: Stage, pictures: pa.Table) -> Iterator[tuple[tuple[str, Size], np.ndarray]]:
+    """`_counted` of each data set."""
+    for dataset, part in by_dataset(run, pictures):
+        for size, found in _counted(run, dataset, stage, part):
+            yield (dataset.id, size), found
 
 
 def _counted(run: Run, dataset: ImageDataset, stage: Stage, pictures: pa.Table) -> Iterator[tuple[Size, np.ndarray]]:

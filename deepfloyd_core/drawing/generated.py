@@ -9,19 +9,27 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage3 import STAGE3, TABLE
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.preflight.generate import GenerateOptions, drawn_stages, prompt_rows
+from deepfloyd_core.preflight.generate import GenerateOptions, drawn_stages, pictures_of, prompt_rows
 from deepfloyd_core.preflight.versions import DrawnVersion
-from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.drawn_picture import DrawnPicture
 from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.sampling.jobs import DrawnFrom, StartPicture, generate_job
-from deepfloyd_core.sampling.pictures import Picture, picture_file, picture_scale, unused_words
+from deepfloyd_core.sampling.pictures import Picture, picture_file, picture_scale, told, unused_words
 from deepfloyd_core.sampling.stage3_jobs import Stage3, stage3_of
+from deepfloyd_core.sampling.texts_jobs import run_with_texts
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.pinned import pinned
 from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
+
+
+def listed_pictures(run: Run, options: GenerateOptions) -> tuple[Picture, ...]:
+    """The pictures that each version will draw, counted and listed in the log. Raises as `pictures_of`."""
+    pictures = pictures_of(run, options)
+    for line in told(pictures, drawn_stages(run.config, options.stages)):
+        log.info("%s", line)
+    return pictures
 
 
 def draw(
@@ -45,7 +53,7 @@ def draw(
     if again is not None:
         again.check(request)
     job = generate_job(run, pictures, version.name, folders, request, version.bundle, given, stage3)
-    artifact = materialise(run.workspace, request, lambda work: run_job(job, work, report))
+    artifact = materialise(run.workspace, request, lambda work: run_with_texts(job, work, report))
     if again is not None:
         _compare(again, artifact, picture_file(pictures, 0, picture_scale(again.stage, run.config.first_stage)))
     return artifact

@@ -1,7 +1,7 @@
 """Upscaled pictures: the user's own through Stage II, with a version, LoRAs or the base model, or Stage III. No torch."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deepfloyd_core.adapters.mixed import mixed_loras
@@ -13,11 +13,12 @@ from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.drawn_from import asked_loras
 from deepfloyd_core.preflight.upscale import UpscaleOptions
 from deepfloyd_core.preflight.versions import DrawnVersion
-from deepfloyd_core.processes.jobs import JobRequest, run_job
+from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.identity import enlarge_request, upscale_request
 from deepfloyd_core.sampling.stage3_jobs import stage3_of
+from deepfloyd_core.sampling.texts_jobs import run_with_texts
 from deepfloyd_core.sampling.upscale_jobs import OwnPicture, UpscaledSummary, enlarge_job, upscale_job
-from deepfloyd_core.store.artifacts import Artifact, Request, materialise
+from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.types import Report, no_report
 
@@ -34,7 +35,8 @@ def upscale(
     if options.stage == STAGE3:
         stage3 = stage3_of(run.config)
         enlarge = enlarge_job(run, pictures, options.seed, stage3)
-        return _made(run, pictures, enlarge_request(run, pictures, options.seed, stage3), enlarge, report)
+        request = enlarge_request(run, pictures, options.seed, stage3)
+        return _made(run, pictures, request, lambda work: run_job(enlarge, work, report))
     stage, first = run.config.upscalers[0], run.config.first_stage
     folders: dict[Stage, Path] = {
         one: resolve(run.config.stage(one).model, one, text=one == first) for one in dict.fromkeys((first, stage))
@@ -44,13 +46,13 @@ def upscale(
         log.info("%s upscales with %s", STAGES[stage].title, lora.told)
     job = upscale_job(run, pictures, options.seed, version.name, folders, version.bundle, loras)
     request = upscale_request(run, pictures, options.seed, version.name, folders, version.bundle, loras)
-    return _made(run, pictures, request, job, report)
+    return _made(run, pictures, request, lambda work: run_with_texts(job, work, report))
 
 
 def _made(
-    run: Run, pictures: Sequence[OwnPicture], request: Request, job: JobRequest[UpscaledSummary], report: Report
+    run: Run, pictures: Sequence[OwnPicture], request: Request, build: Callable[[WorkDir], UpscaledSummary]
 ) -> Artifact:
-    artifact = materialise(run.workspace, request, lambda work: run_job(job, work, report))
+    artifact = materialise(run.workspace, request, build)
     summary = artifact.summary(UpscaledSummary)
     for name, fault in summary.left_out.items():
         log.warning("%s is left out: %s", name, fault)

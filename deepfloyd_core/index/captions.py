@@ -7,11 +7,10 @@ that a crop can have. Pass `repeat` over a picture with n captions takes number 
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import repeat, zip_longest
-from pathlib import Path
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.data_blocks import CaptionShuffle
@@ -20,8 +19,7 @@ from deepfloyd_core.errors import ConfigError, DeepFloydError, raise_together
 from deepfloyd_core.files import text_lines
 from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.sources.names import caption_names
-from deepfloyd_core.sources.source import Raw, Texts, open_source
-from deepfloyd_core.sources.tables import CaptionReader
+from deepfloyd_core.sources.source import Raw, open_source
 
 if TYPE_CHECKING:
     import pyarrow as pa  # a command line that only reads its files is not to wait for it
@@ -38,14 +36,14 @@ _TRIES = 20  # random orders for each one wanted; with few tags they soon repeat
 class Strategy:
     """Where captions come from."""
 
-    read: Callable[[ImageDataset, "pa.ChunkedArray"], Iterator[Texts]]  # the texts of pictures, by their names
+    read: Callable[[ImageDataset, "pa.ChunkedArray"], "pa.Table"]  # the texts of pictures, by their names, as TOLD
     missing: Callable[[ImageDataset, str], str]  # why a picture of a name has no text, and what to do
     by_line: bool = False  # each line of a text is a caption, unless `disable_multiline_split` is set
     final: bool = False  # texts are captions as they are: not filtered, not shuffled, without a prefix
 
 
-def raw_captions(dataset: ImageDataset, sources: "pa.ChunkedArray") -> Iterator[Texts]:
-    """The texts of each picture, by its name in the data set's source; some thousand are in memory at a time.
+def raw_captions(dataset: ImageDataset, sources: "pa.ChunkedArray") -> "pa.Table":
+    """The texts of each picture, by its name in the data set's source, as TOLD.
 
     Raises ConfigError or DataError when the data set's table cannot be used.
     """
@@ -81,29 +79,40 @@ def _strategy(dataset: ImageDataset) -> Strategy:
     return STRATEGIES["instanceprompt" if dataset.only_instance_prompt else dataset.caption_strategy]
 
 
-def _from_source(dataset: ImageDataset, sources: "pa.ChunkedArray") -> Iterator[Texts]:
+# What they import loads pyarrow.
+def _from_source(dataset: ImageDataset, sources: "pa.ChunkedArray") -> "pa.Table":
     """The texts that lie with the pictures."""
+    from deepfloyd_core.sources.columns import TOLD, InColumns, tabled
+
     source = open_source(dataset)
-    for start in range(0, len(sources), _AT_ONCE):
-        yield from source.texts(sources.slice(start, _AT_ONCE).to_pylist())
+    if isinstance(source, InColumns):
+        return source.told(sources)
+    blocks = (sources.slice(start, _AT_ONCE).to_pylist() for start in range(0, len(sources), _AT_ONCE))
+    return tabled((texts for block in blocks for texts in source.texts(block)), TOLD)
 
 
-def _from_table(dataset: ImageDataset, sources: "pa.ChunkedArray") -> Iterator[Texts]:
+def _from_table(dataset: ImageDataset, sources: "pa.ChunkedArray") -> "pa.Table":
     """The texts of the `parquet` block's table; without one, of the table of URLs that the pictures come from."""
-    if dataset.own_texts:
-        yield from _from_source(dataset, sources)
-        return
-    table = CaptionReader(dataset)
-    table.check_match(sources)
-    yield from (Texts(table.captions(name.as_py())) for name in sources)
+    from deepfloyd_core.sources.caption_tables import told_by_table
+
+    return _from_source(dataset, sources) if dataset.own_texts else told_by_table(dataset, sources)
 
 
-def _from_names(dataset: ImageDataset, sources: "pa.ChunkedArray") -> Iterator[Texts]:
-    yield from (Texts((Path(name.as_py()).stem.replace("_", " "),)) for name in sources)
+def _from_names(dataset: ImageDataset, sources: "pa.ChunkedArray") -> "pa.Table":
+    import pyarrow.compute as pc
+
+    from deepfloyd_core.sources.columns import as_paths, last_names, one_each, told, without_extensions
+
+    stems = without_extensions(last_names(as_paths(sources)))
+    return told(one_each(pc.replace_substring(stems, "_", " ")))
 
 
-def _prompts(dataset: ImageDataset, sources: "pa.ChunkedArray") -> Iterator[Texts]:
-    yield from repeat(Texts(dataset.prompts), len(sources))
+def _prompts(dataset: ImageDataset, sources: "pa.ChunkedArray") -> "pa.Table":
+    import pyarrow as pa
+
+    from deepfloyd_core.sources.columns import TEXTS, told
+
+    return told(pa.repeat(pa.scalar(list(dataset.prompts), TEXTS), len(sources)))
 
 
 def _no_file(dataset: ImageDataset, source: str) -> str:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import TMP_PREFIX, atomic_path, sha256_bytes
 from deepfloyd_core.index.captions import raw_captions
 from deepfloyd_core.index.pairs import with_pairs
+from deepfloyd_core.sources.columns import LISTED, LISTED_BLOCK, TEXTS, InColumns, tabled
 from deepfloyd_core.sources.names import count_labels, counted, starts_like_picture
 from deepfloyd_core.sources.picture_bytes import is_heif
 from deepfloyd_core.sources.source import Source, open_source
@@ -38,8 +38,6 @@ NOTES_DIR = ".scan"
 BLOCK = 4096  # files whose reads are asked for at once
 UNSURE_BYTES = 1 << 28  # more than any picture; a disk image would fill the memory
 FILE_BYTES = 1 << 30  # more than a picture that decode_memory_mib allows by default; each is read whole
-LISTED_BLOCK = 1 << 16  # files of which what is known is held as Python objects
-_TEXTS = pa.list_(pa.string())
 
 SCAN = pa.schema(
     [
@@ -47,19 +45,15 @@ SCAN = pa.schema(
         pa.field("source", pa.string(), nullable=False),  # its name in the data set's source: a path, a URL
         pa.field("bytes", pa.int64(), nullable=False),
         pa.field("sha256", pa.string()),  # null: it could not be read
-        pa.field("captions", _TEXTS),  # texts as they were found; null: there are none, or they cannot be read
+        pa.field("captions", TEXTS),  # texts as they were found; null: there are none, or they cannot be read
         pa.field("reason", pa.string()),  # why the scan itself rejects it
         pa.field("detail", pa.string()),  # of the reason, or why a caption that is there cannot be read
     ]
 )
 _NOTES = pa.schema([("source", pa.string()), ("stamp", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string()),
-                    ("looks_like", pa.string()), ("text_stamp", pa.string()), ("captions", _TEXTS),
+                    ("looks_like", pa.string()), ("text_stamp", pa.string()), ("captions", TEXTS),
                     ("fault", pa.string())])  # fmt: skip
-_LISTED = pa.schema([("source", pa.string()), ("bytes", pa.int64()), ("stamp", pa.string()),
-                     ("text_stamp", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
-                     ("kind", pa.string())])  # fmt: skip
 _READ = pa.schema([("bytes", pa.int64()), ("sha256", pa.string()), ("looks_like", pa.string()), ("fault", pa.string())])
-_TOLD = pa.schema([("raw", _TEXTS), ("fault", pa.string()), ("passing", pa.bool_())])
 _OTHERS = b"other files"  # in the scan's metadata: how many of each kind are no input, as JSON
 _HEIF = b"HEIF"  # in it as well: some file is HEIF by its first bytes, whatever it is called
 
@@ -87,7 +81,7 @@ class _Listing(NamedTuple):
 
     source: Source
     notes: Path
-    listed: pa.Table  # _LISTED
+    listed: pa.Table  # LISTED
     old: pa.Table  # _NOTES
     known: pa.Table  # of each listed file its note, null where there is none
     is_noted: np.ndarray  # bool: it has not changed since
@@ -154,8 +148,8 @@ def _listed_within(run: Run, listings: list[_Listing], most: int) -> list[_Listi
 def scan_some(run: Run, dataset: ImageDataset, names: Sequence[str]) -> pa.Table:
     """SCAN of some files of a data set, in their order. Notes of earlier scans are neither used nor made."""
     source, sources = open_source(dataset), pa.chunked_array([pa.array(names, pa.string())])
-    read = _tabled(_read_all(source, sources, source.threads or run.config.workers, no_report), _READ)
-    texts = _tabled(raw_captions(dataset, sources), _TOLD)
+    read = tabled(_read_all(source, sources, source.threads or run.config.workers, no_report), _READ)
+    texts = raw_captions(dataset, sources)
     reasons = pc.if_else(pc.is_null(read["sha256"]), source.lost, pa.scalar(None, pa.string()))
     details = pc.coalesce(read["fault"], texts["fault"])
     ids = pa.repeat(dataset.id, len(sources))
@@ -213,7 +207,7 @@ def _scan_dataset(run: Run, dataset: ImageDataset, listing: _Listing, report: Re
     source, notes, listed, old, known, same = listing
     to_read = listing.to_read
     names = listed["source"].take(to_read)
-    read = _tabled(_read_all(source, names, source.threads or run.config.workers, report), _READ)
+    read = tabled(_read_all(source, names, source.threads or run.config.workers, report), _READ)
 
     hashes = _merged(_where(same, known["sha256"]), to_read, read["sha256"])
     sizes = _merged(pc.if_else(pa.array(same), known["bytes"], listed["bytes"]), to_read, read["bytes"])
@@ -226,7 +220,7 @@ def _scan_dataset(run: Run, dataset: ImageDataset, listing: _Listing, report: Re
     usable = pc.and_(pc.is_null(reasons), pc.not_equal(kinds, "other")).to_numpy()
     same = usable & dataset.own_texts & _equal_stamps(listed["text_stamp"], known["text_stamp"])
     wanted = np.flatnonzero(usable & ~same)
-    texts = _tabled(raw_captions(dataset, listed["source"].take(wanted)), _TOLD)
+    texts = raw_captions(dataset, listed["source"].take(wanted))
     captions = _merged(_where(same, known["captions"]), wanted, texts["raw"])
     faults = _merged(_where(same, known["fault"]), wanted, texts["fault"])
     # Only texts that lie with the pictures are worth a note: any others would be taken for them by the next scan.
@@ -234,7 +228,7 @@ def _scan_dataset(run: Run, dataset: ImageDataset, listing: _Listing, report: Re
     stamps = _merged(listed["text_stamp"], passing, pa.chunked_array([pa.repeat("", len(passing))]))
     stamps = stamps if dataset.own_texts else pa.repeat("", len(listed))
     noted = (
-        [captions, faults] if dataset.own_texts else [pa.nulls(len(listed), _TEXTS), pa.nulls(len(listed), pa.string())]
+        [captions, faults] if dataset.own_texts else [pa.nulls(len(listed), TEXTS), pa.nulls(len(listed), pa.string())]
     )
     new = pa.table([listed["source"], listed["stamp"], sizes, hashes, looks, stamps, *noted], schema=_NOTES)
     if not new.equals(old):
@@ -333,14 +327,6 @@ def _write_notes(path: Path, notes: pa.Table) -> None:
 
 
 def _listing(source: Source) -> pa.Table:
-    """_LISTED, sorted by source."""
-    return _tabled(source.listing(), _LISTED).sort_by("source")
-
-
-def _tabled(rows: Iterator[tuple[object, ...]], schema: pa.Schema) -> pa.Table:
-    """Rows as a table; LISTED_BLOCK of them are Python objects at a time."""
-    blocks = []
-    while block := list(islice(rows, LISTED_BLOCK)):
-        columns = [pa.array(column, field.type) for column, field in zip(zip(*block, strict=True), schema, strict=True)]
-        blocks.append(pa.RecordBatch.from_arrays(columns, schema=schema))
-    return pa.Table.from_batches(blocks, schema=schema)
+    """LISTED, sorted by source."""
+    listed = source.listed() if isinstance(source, InColumns) else tabled(source.listing(), LISTED)
+    return listed.sort_by("source")

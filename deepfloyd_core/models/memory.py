@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel
+
+from deepfloyd_core.models.device import machine_memory
+from deepfloyd_core.models.text_encoders import TextEncoderKind
 
 _ROWS = 77  # of text
 # What a CPU's kernels take beside the tensors: buffers, and copies of a part of a convolution's input and output. Fitted to
@@ -75,6 +79,14 @@ def text_forecast(folder: Path, dtype: torch.dtype) -> Forecast:
     return Forecast(sum(param.untyped_storage().nbytes() for param in model.parameters()), 0)
 
 
+def encoder_forecast(kind: TextEncoderKind, folder: Path, dtype: torch.dtype) -> Forecast:
+    """Of a pipeline folder's text encoder as a whole; beside its weights calls are small."""
+    with torch.device("meta"):
+        config = getattr(transformers, kind.config_class).from_pretrained(folder / kind.weights_folder)
+        model = getattr(transformers, kind.model_class)(config)
+    return Forecast(sum(param.numel() for param in model.parameters()) * dtype.itemsize, 0)
+
+
 def free_bytes(device: torch.device) -> int | None:
     """What is free on a GPU, with what this process has freed; None: not known, as on a CPU, where others may give way."""
     if device.type != "cuda":
@@ -82,6 +94,11 @@ def free_bytes(device: torch.device) -> int | None:
     gc.collect()  # a model with a ControlNet refers to itself
     torch.cuda.empty_cache()  # else the allocator keeps what the stage before took
     return int(torch.cuda.mem_get_info(device)[0])
+
+
+def device_bytes(device: torch.device) -> int:
+    """All memory of a device, whatever is free of it now; of a processor and of Apple's GPU that of the machine."""
+    return int(torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else machine_memory().total
 
 
 @contextmanager

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepfloyd_core.arrow import mapped_table
-from deepfloyd_core.bundle.planned import FROM_BASE, Starts
+from deepfloyd_core.bundle.planned import FROM_BASE, Starts, index_captions
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import DeepFloydError, JobError, attempt
 from deepfloyd_core.hashing import caption_id
-from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.models.device import Device, device_of
 from deepfloyd_core.models.torch_facts import TorchFacts, ask_torch
 from deepfloyd_core.planning.costs import costs_of
@@ -24,7 +23,7 @@ from deepfloyd_core.planning.steps import StagePlan, plan_stages, with_counted_s
 from deepfloyd_core.planning.times import Amounts, Duration, plan_times
 from deepfloyd_core.planning.work import ArtifactPlan, models_missing, plan_artifacts
 from deepfloyd_core.store.artifacts import Artifact
-from deepfloyd_core.text.embeds import CAPTIONS_FILE, older_embeds, run_captions
+from deepfloyd_core.text.embeds import CAPTIONS_FILE, older_embeds
 
 _LOOKED_UP = 200_000  # captions that are compared with those of older embeds
 
@@ -76,14 +75,15 @@ def plan_after_index(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> P
 
 def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future[TorchFacts] | None") -> Plan:
     notes, ends = [why_unknown(look)], list[DeepFloydError]()
-    sets, stages, captions = list[SetCount](), list[StagePlan](), list[str]()
+    sets, stages, of_index = list[SetCount](), list[StagePlan](), None
     if look.index is not None:
         notes += attempt(ends, check_index, seen, look.index) or []
         sets, stages = count_sets(seen, look.index), plan_stages(seen, look.index)
-        captions = run_captions(seen, caption_counts(look.index))
+        of_index = index_captions(seen, look.index)
         seen = with_counted_steps(seen, stages)
     missing = models_missing(seen)
-    artifacts = plan_artifacts(seen, look, missing, starts)
+    artifacts = plan_artifacts(seen, look, missing, starts, of_index)
+    captions = of_index.texts if of_index else []
     requests = cost_requests(seen, stages)
     costs, unknown = costs_of(requests, calculates=asked is not None)
     new = _new_captions(seen, artifacts, captions)

@@ -12,8 +12,6 @@ from deepfloyd_core.crops.plan import CropCount, count_crops
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.epochs import counted, steps_of_epochs
 
-_NOBODY = pa.array([], pa.string())
-
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -43,10 +41,10 @@ def with_counted_steps(run: Run, plans: Sequence[StagePlan]) -> Run:
 
 
 def _plan_stage(run: Run, index: Artifact, stage: Stage, out: pa.Array) -> StagePlan:
-    config, crops = run.config.stage(stage), count_crops(run, index, stage, out)
+    config = run.config.stage(stage)
+    crops, every = count_crops(run, index, stage, out)
     batches = sum(-(-count.shown // config.train_batch_size) for count in crops)
     steps = steps_of_epochs(config, batches)
-    every = count_crops(run, index, stage, _NOBODY) if len(out) else crops
     samples, pictures = steps * config.samples_per_step, sum(count.pictures for count in crops)
     return StagePlan(
         stage,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from deepfloyd_core.bundle.planned import FROM_BASE, Starts, planned
+from deepfloyd_core.bundle.planned import Captions, Starts, planned
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.identity import eval_request, pixels_request
@@ -31,9 +31,11 @@ class ArtifactPlan:
     request: Request | None  # None: its identity is not known yet
 
 
-def plan_artifacts(run: Run, look: DataLook, missing: Sequence[str], starts: Starts = FROM_BASE) -> list[ArtifactPlan]:
+def plan_artifacts(
+    run: Run, look: DataLook, missing: Sequence[str], starts: Starts, captions: Captions | None
+) -> list[ArtifactPlan]:
     """The artifacts of a run in the order in which it makes them. run: with its steps counted, in its shadow; missing: as
-    `models_missing`.
+    `models_missing`; captions: of the index, if there is one.
     """
     index = _planned(run, look.request, look.is_made) if look.request else _unknown("image_index")
     if index.state != "reused" and look.changes:
@@ -46,7 +48,7 @@ def plan_artifacts(run: Run, look: DataLook, missing: Sequence[str], starts: Sta
             index,
             *(_planned(run, crops[kind]) if kind in crops else _without_model(run, kind) for kind in kinds_of(run)),
         ]
-    requests = planned(run, look.index, starts, _here)
+    requests = planned(run, look.index, starts, _here, captions)
     assert requests is not None  # the steps are counted
     order = kinds_of(run)
     rest = sorted(requests.values(), key=lambda request: order.index(request.kind))

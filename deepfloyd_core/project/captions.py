@@ -121,13 +121,14 @@ def _tried(dataset: ImageDataset, names: list[str], strips_numbers: bool = False
     """What a run gets of a data set. Raises ConfigError or DataError for a table that it cannot read."""
     texts, fault, missing = [], "", 0
     column = pa.chunked_array([pa.array(names, pa.string())])
-    for name, found in zip(names, raw_captions(dataset, column), strict=True):
-        captions = finished_captions(dataset, found.raw, 0)
+    for name, found in zip(names, raw_captions(dataset, column).to_pylist(), strict=True):
+        raw = found["raw"]
+        captions = finished_captions(dataset, raw, 0)
         if captions:
             texts.append(tuple(captions))
         else:
             missing += 1
-            fault = fault or f"{name}: {found.fault or missing_caption(dataset, name, found.raw)}"
+            fault = fault or f"{name}: {found['fault'] or missing_caption(dataset, name, raw)}"
     return CaptionsSeen(dataset.caption_strategy, tuple(texts), missing, fault, dataset.parquet, strips_numbers)
 
 

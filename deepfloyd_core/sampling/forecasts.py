@@ -1,23 +1,39 @@
-"""How much memory a stage will take, said before it is loaded, and how many of its pictures are sampled at once."""
+"""How much memory a stage will take, said before it is loaded, and how many of its pictures are sampled at once.
+
+A picture that is upscaled through windows has a canvas beside them, whose bytes grow with its pixels.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from deepfloyd_core.config.run_machine import Machine
-from deepfloyd_core.config.stage3 import TITLE
-from deepfloyd_core.config.stages import STAGES
+from deepfloyd_core.config.stage3 import STAGE3, TITLE, DrawnStage
+from deepfloyd_core.config.stages import STAGES, UPSCALE
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import UNET_WEIGHTS, weight_files
-from deepfloyd_core.models.memory import Forecast, free_bytes, text_forecast, unet_forecast, vae_forecast
+from deepfloyd_core.models.memory import (
+    Forecast,
+    encoder_forecast,
+    free_bytes,
+    text_forecast,
+    unet_forecast,
+    vae_forecast,
+)
+from deepfloyd_core.models.text_encoders import TEXT_ENCODERS
 from deepfloyd_core.models.torch_device import pick_device
 from deepfloyd_core.models.unet import DTYPES
 from deepfloyd_core.sampling.jobs import SampledStage
 from deepfloyd_core.sampling.pictures import Size
 from deepfloyd_core.sampling.stage3_jobs import Stage3
+from deepfloyd_core.sampling.texts_jobs import TextsRequest
 from deepfloyd_core.sampling.windows import WINDOW_PX
 
 SAID_FROM = 500_000_000  # bytes of a UNet's file: a smaller one is loaded before it can be forecast
-MOST_SHARE = 0.9  # of a GPU's free memory: its allocator and its kernels need some
+MOST_SHARE = 0.9  # of a GPU's memory: its allocator and its kernels need some
+# Bytes of a canvas for each pixel that is made, in fp32, at most, counted by `models.memory.Counted`: of Stage II without
+# guidance and with it (UniPC; DDPM takes 140 and 218); of Stage III, which samples latents, 31, and numpy's copies.
+_CANVAS = {False: 206, True: 278}
+_DECODED = 40
 
 
 def pictures_at_once(
@@ -43,6 +59,18 @@ def pictures_at_once(
         count //= 2
 
 
+def texts_forecast(request: TextsRequest) -> Forecast | None:
+    """What the text encoder takes; None: little, or not known, because it is streamed or quantised. Raises as above."""
+    kind, machine, keys = TEXT_ENCODERS[request.encoder_name], request.machine, request.keys
+    files = weight_files(request.encoder / kind.weights_folder, kind.weights_file)
+    if machine.text_encoder_streaming or keys.text_encoder_quantization != "none" or _bytes(files) < SAID_FROM:
+        return None
+    found = encoder_forecast(kind, request.encoder, DTYPES[keys.text_encoder_dtype])
+    advice = "set text_encoder_streaming = true, or text_encoder_dtype = bf16"
+    _check(kind.title, found, free_bytes(pick_device(machine.device)), advice)
+    return found
+
+
 def stage3_forecast(stage3: Stage3, low_res: Iterable[Size], machine: Machine) -> Forecast | None:
     """What Stage III takes for pictures of these sizes, one at a time; None: little. Raises ModelError as above."""
     settings, folder, device = stage3.settings, stage3.model, pick_device(machine.device)
@@ -56,18 +84,38 @@ def stage3_forecast(stage3: Stage3, low_res: Iterable[Size], machine: Machine) -
     return found
 
 
+def canvas_bytes(stage: DrawnStage, low_res: Size, guidance: float) -> int:
+    """What an upscaler holds of a picture that is this large before, beside its weights and a call on one window."""
+    made = low_res[0] * low_res[1] * UPSCALE**2
+    return made * (_DECODED if stage == STAGE3 else _CANVAS[guidance > 1])
+
+
+def with_canvas(forecast: Forecast | None, canvas: int) -> Forecast | None:
+    """A forecast of calls on windows with the canvas; None: little."""
+    if forecast is None:
+        return Forecast(0, canvas) if canvas >= SAID_FROM else None
+    return Forecast(forecast.weights, forecast.call + canvas)
+
+
 def _samples(guidance: float) -> int:
     """Of a picture in a call of the UNet."""
     return 2 if guidance > 1 else 1
 
 
-def _check(title: str, forecast: Forecast, free: int | None) -> None:
+def _check(
+    title: str, forecast: Forecast, free: int | None,
+    advice: str = "set mixed_precision = bf16, or take a smaller model_flavour",
+) -> None:  # fmt: skip
     if free is not None and forecast.weights > free:
         raise ModelError(
             f"The weights of {title} take {forecast.weights / 1e9:.1f} GB, and the GPU has {free / 1e9:.1f} GB free. End "
-            "what else uses it, set mixed_precision = bf16, or take a smaller model_flavour."
+            f"what else uses it, {advice}."
         )
 
 
 def _stored_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in weight_files(folder / "unet", UNET_WEIGHTS))
+    return _bytes(weight_files(folder / "unet", UNET_WEIGHTS))
+
+
+def _bytes(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)

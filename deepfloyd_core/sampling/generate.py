@@ -35,12 +35,11 @@ from deepfloyd_core.sampling.pictures import INDEX, Size, batches, picture_file,
 from deepfloyd_core.sampling.sampler import Sampler, Start, make_sampler, sample
 from deepfloyd_core.sampling.stage3 import make_enlarger
 from deepfloyd_core.sampling.stage3_jobs import Stage3
-from deepfloyd_core.sampling.stored import StoredTexts, store_tensor, stored_tensor
+from deepfloyd_core.sampling.stored import DRAWN, StoredTexts, store_tensor, stored_tensor
 from deepfloyd_core.sampling.styled import StyledUnet
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.types import Json
 
-_DRAWN = ".drawn"  # what a killed job goes on with
 _SCHEMA = pa.schema(
     [
         ("file", pa.string()), ("stage", pa.int8()), ("prompt", pa.string()), ("negative_prompt", pa.string()),
@@ -54,8 +53,7 @@ def generate_pictures(job: Job[GenerateRequest]) -> GeneratedSummary:
     """Draw the pictures: a PNG for each stage and picture, a table of them, and a sheet of those of the last stage."""
     request, stages = job.request, _stages(job)
     use_threads(request.machine.num_threads)
-    (job.out / _DRAWN).mkdir(exist_ok=True)
-    parts, texts = Parts(job.report, len(stages)), _texts(job)
+    parts, texts = Parts(job.report, len(stages)), StoredTexts(request, job.out)
     for one in request.cascade.stages:
         _draw(job, one, texts, parts)
     if request.stage3 is not None:
@@ -88,7 +86,6 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
     if not missing:
         return
     loras = request.drawn_from.of_stage(one.stage)
-    texts.make()
     sampler = make_sampler(one, request.trained(one.stage), request.machine, sampled, loras)
     if request.drawn_from.style is not None:
         style, share = texts.of([request.drawn_from.style]), STAGES[one.stage].style_share
@@ -129,13 +126,6 @@ def _enlarge(job: Job[GenerateRequest], stage3: Stage3, parts: Parts) -> None:
         small = stored_tensor(_state(job, SOURCE, number))[None]
         made = enlarge(small, one.prompt, one.negative_prompt, one.seed)
         _write(job, STAGE3, number, stage3.recorded(one.negative_prompt), made)
-
-
-def _texts(job: Job[GenerateRequest]) -> StoredTexts:
-    """Of the prompts, the negative prompts and the style."""
-    request, style = job.request, job.request.drawn_from.style
-    texts = [*(one.prompt for one in request.pictures), *(one.negative_prompt for one in request.pictures)]
-    return StoredTexts([*texts, *([style] if style else [])], request, job.out / _DRAWN / "text.safetensors")
 
 
 def _given(
@@ -182,7 +172,7 @@ def _is_upscaled(job: Job[GenerateRequest], stage: DrawnStage) -> bool:
 
 def _state(job: Job[GenerateRequest], stage: DrawnStage, number: int) -> Path:
     """The picture as the next stage takes it, which is not rounded to bytes."""
-    return job.out / _DRAWN / f"stage{stage}-{number}.safetensors"
+    return job.out / DRAWN / f"stage{stage}-{number}.safetensors"
 
 
 def _scale(job: Job[GenerateRequest], stage: DrawnStage) -> int:
@@ -226,9 +216,9 @@ def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch
         "lora": bundle.inputs.get(f"stage{one.stage}_lora") if bundle else None,
         **({"loras": [lora.told for lora in loras]} if loras else {}),
     }
-    _write(job, one.stage, number, settings, to_bytes(made[None])[0].numpy())
-    if _is_upscaled(job, one.stage):
+    if _is_upscaled(job, one.stage):  # first: a picture that is recorded as whole is never drawn again
         store_tensor(made, _state(job, one.stage, number))
+    _write(job, one.stage, number, settings, to_bytes(made[None])[0].numpy())
 
 
 def _write(job: Job[GenerateRequest], stage: DrawnStage, number: int, settings: Json, made: np.ndarray) -> None:

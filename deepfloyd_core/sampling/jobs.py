@@ -212,6 +212,7 @@ class GeneratedSummary(Summary):
 class DrawRequest(JobRequest[S], Generic[S]):
     """What all requests to draw with a version or with the base models have."""
 
+    texts: tuple[str, ...]  # all that it is drawn from, each once; a job of its own encodes them: `texts_jobs`
     text: TextKeys
     encoder_name: str  # of the text encoder, in TEXT_ENCODERS
     encoder: Path  # folder of the model that has it
@@ -282,10 +283,13 @@ def generate_job(
 ) -> GenerateRequest:  # fmt: skip
     """The job that makes generated pictures. models: of the stages that draw. request: their identity."""
     config, settings = run.config, {name: value for name, value in request.spec.items() if name != "asked"}
+    given = drawn_from or DrawnFrom()
+    texts = [*(one.prompt for one in pictures), *(one.negative_prompt for one in pictures)]
     return GenerateRequest(
         machine=config, cascade=cascade_of(run, models), text=config,
+        texts=tuple(dict.fromkeys([*texts, *([given.style] if given.style else [])])),
         encoder_name=STAGES[config.first_stage].text_encoder, encoder=models[config.first_stage],
         embeds=embeds_to_draw_with(run, models[config.first_stage]),
         pictures=tuple(pictures), version=version, drawn_with={"settings": settings, "inputs": request.inputs},
-        bundle=bundle, drawn_from=drawn_from or DrawnFrom(), stage3=stage3,
+        bundle=bundle, drawn_from=given, stage3=stage3,
     )  # fmt: skip

@@ -7,21 +7,23 @@ Prompts come from the command line and from a file: a text with a prompt a line,
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.run_validation import sizes_px
-from deepfloyd_core.config.stage3 import DrawnStage, scale_of
+from deepfloyd_core.config.stage3 import DrawnStage, scale_of, title_of
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DataError, raise_together
 from deepfloyd_core.files import canonical_json
 from deepfloyd_core.hashing import digest
 from deepfloyd_core.sources.tables import TABLE_KINDS, table_records
-from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.counts import many, ranges
 
 MOST_DRAWN = 4096  # pictures of one call, whose texts are held in memory
-MOST_TOLD = 10  # faults of rows
+MOST_TOLD = 10  # faults of rows, and lines of a list
+_LINE_LETTERS = 80  # of a text in such a line
 MOST_SEEDS = 2**32  # as many as a generator of torch tells apart
 INDEX, SHEET = "index.parquet", "sheet.png"  # of the pictures, beside them
 COLUMNS = ("prompt", "negative_prompt", "seed", "size")
@@ -168,14 +170,33 @@ def drawn(folder: Path) -> Iterator[tuple[str, Path]]:
         yield row["prompt"], folder / row["file"]
 
 
-def told(pictures: Sequence[Picture]) -> str:
-    """How many pictures are drawn, and of what."""
+def told(pictures: Sequence[Picture], stages: Iterable[DrawnStage]) -> list[str]:
+    """How many pictures are drawn, and of what; then each prompt and size with its seeds, of many the first ones."""
     counts = [
         many(len({one.prompt for one in pictures}), "prompt"),
         many(len({one.size for one in pictures}), "size"),
         many(len({one.seed for one in pictures}), "seed"),
     ]
-    return f"{many(len(pictures), 'picture')}: {', '.join(counts)}"
+    seeds: dict[tuple[str, str, Size], list[int]] = {}
+    for one in pictures:
+        seeds.setdefault((one.prompt, one.negative_prompt, one.size), []).append(one.seed)
+    lines = [
+        f"- {_short(prompt)}, {size[0]}x{size[1]}, seed{'s' if len(own) > 1 else ''} {_short(ranges(own))}"
+        for (prompt, _, size), own in islice(seeds.items(), MOST_TOLD)
+    ]
+    others = len(pictures) - sum(map(len, islice(seeds.values(), MOST_TOLD)))
+    drawn_by = " and ".join(map(title_of, stages))
+    return [
+        f"{many(len(pictures), 'picture')} of {drawn_by}: {', '.join(counts)}",
+        *lines,
+        *([f"- and {many(others, 'more picture')}"] if others else []),
+    ]
+
+
+def _short(text: str) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LINE_LETTERS else line[: _LINE_LETTERS - 3] + "..."
 
 
 def _table(path: Path) -> list[PromptRow]:

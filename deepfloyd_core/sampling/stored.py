@@ -1,6 +1,6 @@
-"""Tensors that a sampling job keeps beside its pictures, so that a killed one goes on with them."""
+"""Tensors that sampling jobs keep beside their pictures, so that a killed one goes on with them."""
 
-from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.files import atomic_path
+from deepfloyd_core.models.unet import use_threads
+from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling.forecasts import texts_forecast
 from deepfloyd_core.sampling.jobs import DrawRequest
+from deepfloyd_core.sampling.texts_jobs import TextsRequest, TextsSummary
+from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.text.embeds import Embeds
 from deepfloyd_core.text.encode import encode_prompts
+
+DRAWN = ".drawn"  # their folder
+_TEXTS = "text.safetensors"
 
 
 def store_tensor(tensor: torch.Tensor, file: Path) -> None:
@@ -27,38 +35,40 @@ def stored_tensor(file: Path) -> torch.Tensor:
     return tensor
 
 
-class StoredTexts:
-    """Hidden states of texts: those of the workspace's embeds, the others encoded, each once. The encoder is loaded when the
-    first of these is needed, and no more in a job that goes on.
+def store_texts(job: Job[TextsRequest]) -> TextsSummary:
+    """Store the hidden states of texts (N, T, D) for `StoredTexts`: those of the workspace's embeds, the others encoded. The
+    encoder is loaded only if there are others, and not in a request that goes on.
     """
+    request, file = job.request, job.out / DRAWN / _TEXTS
+    use_threads(request.machine.num_threads)
+    file.parent.mkdir(exist_ok=True)
+    if part_is_whole(file):
+        return TextsSummary(encoded=0)
+    embeds = Embeds(request.embeds) if request.embeds else None
+    found = {text: embeds.of(text) for text in request.texts if text in embeds} if embeds else {}
+    missing = [text for text in request.texts if text not in found]
+    if missing:
+        forecast = texts_forecast(request)
+        told = f"{many(len(missing), 'text')} to encode" + (f", with {forecast}" if forecast else "")
+        job.report(0, len(missing), told)
+        made = encode_prompts(missing, request.encoder_name, request.encoder, request.keys, request.machine)
+        found |= dict(zip(missing, made, strict=True))
+    store_tensor(torch.stack([found[text] for text in request.texts]), file)
+    return TextsSummary(encoded=len(missing))
 
-    def __init__(self, texts: Iterable[str], request: DrawRequest[Any], file: Path) -> None:
-        """request: names the encoder; file: where the hidden states are kept."""
-        self._places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        self._request, self._file = request, file
-        self._rows: torch.Tensor | None = None
 
-    def make(self) -> None:
-        """Encode what is not there. The encoder is gone afterwards: call this before another large model is loaded."""
-        if self._rows is None:
-            self._rows = self._encoded()
+class StoredTexts:
+    """Hidden states of the texts of a request to draw, which `store_texts` has stored. Read when the first is needed."""
+
+    def __init__(self, request: DrawRequest[Any], out: Path) -> None:
+        """out: the folder of the pictures."""
+        self._places = {text: place for place, text in enumerate(request.texts)}
+        self._file = out / DRAWN / _TEXTS
 
     def of(self, texts: list[str]) -> torch.Tensor:
         """(N, T, D) on the CPU."""
-        self.make()
-        assert self._rows is not None
         return self._rows[[self._places[text] for text in texts]]
 
-    def _encoded(self) -> torch.Tensor:
-        if part_is_whole(self._file):
-            return stored_tensor(self._file)
-        request = self._request
-        embeds = Embeds(request.embeds) if request.embeds else None
-        found = {text: embeds.of(text) for text in self._places if text in embeds} if embeds else {}
-        missing = [text for text in self._places if text not in found]
-        if missing:
-            made = encode_prompts(missing, request.encoder_name, request.encoder, request.text, request.machine)
-            found |= dict(zip(missing, made, strict=True))
-        rows = torch.stack([found[text] for text in self._places])
-        store_tensor(rows, self._file)
-        return rows
+    @cached_property
+    def _rows(self) -> torch.Tensor:
+        return stored_tensor(self._file)

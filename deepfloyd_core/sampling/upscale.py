@@ -2,7 +2,8 @@
 model, or Stage III.
 
 Each picture is sampled by itself, through windows where it is larger than what the stage was trained at, and written as soon
-as it is done: a killed job goes on with the first one that is missing.
+as it is done: a killed job goes on with the first one that is missing. A picture whose canvas does not fit into the device's
+memory is left out: all memory, not what is free, so that the same pictures are left out the next time.
 """
 
 from collections.abc import Callable
@@ -16,16 +17,24 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from deepfloyd_core.config.stage3 import STAGE3
 from deepfloyd_core.config.stages import STAGES, UPSCALE
 from deepfloyd_core.diffusion.loss import to_bytes, to_model_range
 from deepfloyd_core.files import atomic_path
-from deepfloyd_core.models.memory import Forecast
+from deepfloyd_core.models.memory import Forecast, device_bytes
+from deepfloyd_core.models.torch_device import pick_device
 from deepfloyd_core.models.unet import use_threads
-from deepfloyd_core.pictures.decode import decode_rgb
+from deepfloyd_core.pictures.decode import decode_rgb, read_header
 from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.processes.jobs import Job, JobRequest
 from deepfloyd_core.sampling.cascade import Sample, sampler_settings, save_png
-from deepfloyd_core.sampling.forecasts import pictures_at_once, stage3_forecast
+from deepfloyd_core.sampling.forecasts import (
+    MOST_SHARE,
+    canvas_bytes,
+    pictures_at_once,
+    stage3_forecast,
+    with_canvas,
+)
 from deepfloyd_core.sampling.parts import Parts, Sampled
 from deepfloyd_core.sampling.pictures import INDEX, Size
 from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample_upscaled
@@ -42,7 +51,6 @@ from deepfloyd_core.sampling.windows import WINDOW_PX, WindowedUnet
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.types import Json
 
-MOST_PX = 1024  # of an edge of a picture that is given
 R = TypeVar("R", bound=JobRequest[Any])
 _SCHEMA = pa.schema(
     [
@@ -54,12 +62,12 @@ _SCHEMA = pa.schema(
 
 def upscale_pictures(job: Job[UpscaleRequest]) -> UpscaledSummary:
     """Upscale the pictures: a PNG for each, and a table with those that were left out and why."""
-    return _each(job, job.request, _upscaler_forecast, _upscaler)
+    return _each(job, job.request, _upscaler_memory, _upscaler)
 
 
 def enlarge_pictures(job: Job[EnlargeRequest]) -> UpscaledSummary:
     """The same with Stage III."""
-    return _each(job, job.request, _enlarger_forecast, _enlarger)
+    return _each(job, job.request, _enlarger_memory, _enlarger)
 
 
 @dataclass(frozen=True)
@@ -71,23 +79,32 @@ class _Upscaler:
     upscale: Callable[[OwnPicture, Image.Image], np.ndarray]  # -> uint8 (4H, 4W, 3)
 
 
+@dataclass(frozen=True)
+class _Memory:
+    """What a model takes."""
+
+    windows: Callable[[list[Size]], Forecast | None]  # for pictures of these sizes, before they are upscaled
+    canvas: Callable[[Size], int]  # bytes of one of them, beside
+
+
 def _each(
-    job: Job[R], request: OwnPictures, forecast: Callable[[R, list[Size]], Forecast | None],
-    load: Callable[[Job[R], Sampled], _Upscaler],
-) -> UpscaledSummary:  # fmt: skip
-    """forecast, load: of the model, if there is a picture for it; sizes: of the pictures. request: the job's own."""
+    job: Job[R], request: OwnPictures, memory: Callable[[R], _Memory], load: Callable[[Job[R], Sampled], _Upscaler]
+) -> UpscaledSummary:
+    """memory, load: of the model, if there is a picture for it. request: the job's own."""
     use_threads(job.request.machine.num_threads)
-    (job.out / ".drawn").mkdir(exist_ok=True)
     undrawn = [one for one in request.pictures if not part_is_whole(job.out / one.file)]
-    sizes, left_out = dict[str, Size](), dict[str, str]()
+    sizes, left_out, takes = dict[str, Size](), dict[str, str](), memory(job.request)
+    room = int(MOST_SHARE * device_bytes(pick_device(job.request.machine.device)))
     for one in undrawn:
         try:
-            sizes[one.name] = _size(one)
+            sizes[one.name] = _size(one, takes.canvas, room)
         except (OSError, Unreadable) as error:
             left_out[one.name] = str(error)
     missing = [one for one in undrawn if one.name in sizes]
     wanted, done = len(request.pictures) - len(left_out), len(request.pictures) - len(undrawn)
-    told = forecast(job.request, list(sizes.values())) if missing else None
+    told = None
+    if missing:
+        told = with_canvas(takes.windows(list(sizes.values())), max(map(takes.canvas, sizes.values())))
     sampled = Parts(job.report, 1).begin("pictures upscaled" + (f", with {told}" if told else ""), wanted, done)
     upscaler = load(job, sampled) if missing else None
     for own in missing:
@@ -100,21 +117,28 @@ def _each(
     return UpscaledSummary(pictures=wanted, left_out=left_out)
 
 
-def _upscaler_forecast(request: UpscaleRequest, sizes: list[Size]) -> Forecast | None:
-    window = max(min(max(size) * UPSCALE, WINDOW_PX) for size in sizes)
-    return pictures_at_once(request.upscaler, [(window, window)], request.machine, most=1)[1]
+def _upscaler_memory(request: UpscaleRequest) -> _Memory:
+    one = request.upscaler
+
+    def windows(sizes: list[Size]) -> Forecast | None:
+        window = max(min(max(size) * UPSCALE, WINDOW_PX) for size in sizes)
+        return pictures_at_once(one, [(window, window)], request.machine, most=1)[1]
+
+    return _Memory(windows, lambda size: canvas_bytes(one.stage, size, one.settings.validation_guidance))
 
 
-def _enlarger_forecast(request: EnlargeRequest, sizes: list[Size]) -> Forecast | None:
-    return stage3_forecast(request.stage3, sizes, request.machine)
+def _enlarger_memory(request: EnlargeRequest) -> _Memory:
+    """Its canvas is the same whatever the guidance is."""
+    return _Memory(
+        lambda sizes: stage3_forecast(request.stage3, sizes, request.machine),
+        lambda size: canvas_bytes(STAGE3, size, 1.0),
+    )
 
 
 def _upscaler(job: Job[UpscaleRequest], sampled: Sampled) -> _Upscaler:
     """With the upscaler of the cascade, through windows."""
     request, one = job.request, job.request.upscaler
-    both = [*(own.prompt for own in request.pictures), request.negative_prompt]
-    texts = StoredTexts(both, request, job.out / ".drawn" / "text.safetensors")
-    texts.make()
+    texts = StoredTexts(request, job.out)
     sampler = make_sampler(one, request.trained(one.stage), request.machine, sampled, request.loras)
     sampler.pipeline.unet = WindowedUnet(sampler.pipeline.unet)
     settings = sampler_settings(one, request.negative_prompt)
@@ -142,15 +166,23 @@ def _enlarger(job: Job[EnlargeRequest], sampled: Sampled) -> _Upscaler:
 
 def _read(one: OwnPicture) -> Image.Image:
     """Raises Unreadable."""
-    return decode_rgb(one.source.checked("is a picture to upscale").read_bytes())
+    return decode_rgb(_bytes(one))
 
 
-def _size(one: OwnPicture) -> Size:
-    """Of a picture. Raises Unreadable or OSError for one that cannot be upscaled."""
-    width, height = _read(one).size
-    if max(width, height) > MOST_PX:
-        raise Unreadable("too_large", f"{width}x{height} px, and an edge may have {MOST_PX:,}: make it smaller first")
-    return width, height
+def _bytes(one: OwnPicture) -> bytes:
+    return one.source.checked("is a picture to upscale").read_bytes()
+
+
+def _size(one: OwnPicture, canvas: Callable[[Size], int], room: int) -> Size:
+    """Of a picture. Raises Unreadable or OSError for one that cannot be upscaled. room: bytes."""
+    size = read_header(_bytes(one)).size  # first: a damaged file may say that it is huge
+    if (needed := canvas(size)) > room:
+        raise Unreadable(
+            "too_large",
+            f"{size[0]}x{size[1]} px take {needed / 1e9:.1f} GB to make four times as wide and high, of {room / 1e9:.1f} GB "
+            "that may be used here: make it smaller first",
+        )
+    return _read(one).size
 
 
 def _small(picture: Image.Image) -> torch.Tensor:

@@ -58,6 +58,7 @@ def upscale_job(
     config, stage = run.config, run.config.upscalers[0]
     return UpscaleRequest(
         machine=config, upscaler=SampledStage(stage=stage, settings=config.stage(stage), model=models[stage]), text=config,
+        texts=tuple(dict.fromkeys([*(own.prompt for own in pictures), config.validation_negative_prompt])),
         encoder_name=STAGES[config.first_stage].text_encoder, encoder=models[config.first_stage],
         embeds=embeds_to_draw_with(run, models[config.first_stage]),
         pictures=tuple(pictures), negative_prompt=config.validation_negative_prompt, seed=seed, version=version,

@@ -39,7 +39,7 @@ class WindowedUnet(WrappedUnet):
                 total[:, :, top : top + tall, left : left + wide] += made.float() * fall
                 weights[:, :, top : top + tall, left : left + wide] += fall
         assert total is not None
-        return ((total / weights).to(sample.dtype),)
+        return (total.div_(weights).to(sample.dtype),)
 
 
 def windows(length: int, window: int, overlap: int) -> list[tuple[int, int]]:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 
 from deepfloyd_core.config.data_sets import TABLES, ImageDataset
@@ -50,7 +51,7 @@ class Folder:
             try:
                 with os.scandir(self._root / folder) as handle:
                     # Sorted: which of several links to a directory is followed names its pictures.
-                    entries = {entry.name: entry for entry in sorted(handle, key=lambda entry: entry.name)}
+                    entries = {entry.name: entry for entry in sorted(handle, key=attrgetter("name"))}
             except OSError:
                 yield Listed(printable(folder or "./"), reason="unreadable")
                 continue
@@ -58,12 +59,13 @@ class Folder:
             for name, entry in entries.items():
                 if name.startswith("."):
                     continue
-                if name.lower() in JUNK_FOLDERS and (entry.is_symlink() or self._is_folder(entry)):
+                is_folder = self._is_folder(entry)
+                if (is_folder or entry.is_symlink()) and name.lower() in JUNK_FOLDERS:
                     yield Listed(printable(f"{folder}{name}/"), kind="other")
-                elif self._is_folder(entry):
+                elif is_folder:
                     if self._is_new(entry, seen):
                         folders.append(f"{folder}{name}/")
-                elif (what := kind(name)) != "caption" and not _is_file(table, entry):
+                elif (what := kind(name)) != "caption" and (table is None or not _is_file(table, entry)):
                     text = caption_file(name, texts)
                     yield self._listed(entry, folder + name, what, young, entries[text] if text else None)
 
@@ -150,8 +152,8 @@ def _blobs(root: Path) -> list[Path]:
     return [place for place in blobs if place.is_dir() and not place.is_symlink()]
 
 
-def _is_file(table: Path | None, entry: Entry) -> bool:
-    return table is not None and entry.name == table.name and Path(entry.path).resolve() == table
+def _is_file(table: Path, entry: Entry) -> bool:
+    return entry.name == table.name and Path(entry.path).resolve() == table
 
 
 def _stamp(entry: Entry, young: int) -> str:

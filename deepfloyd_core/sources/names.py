@@ -121,8 +121,10 @@ def caption_files(names: Iterable[str]) -> dict[str, str]:
 
 def caption_file(picture: str, files: Mapping[str, str]) -> str | None:
     """The caption file of a picture among `caption_files`."""
+    if not files:
+        return None
     usual = files.get(f"{without_extension(picture)}.txt")
-    return usual or next((files[name] for name in caption_names(picture) if name in files), None) if files else None
+    return usual or next((files[name] for name in caption_names(picture) if name in files), None)
 
 
 def without_extension(name: str) -> str:

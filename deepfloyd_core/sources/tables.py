@@ -1,19 +1,14 @@
-"""Captions in a table beside the pictures: Parquet, CSV or JSON lines, in SimpleTuner's `parquet` block.
-
-A picture has several captions when the table has several columns, a list in a cell, or several rows for it. The table
-is read once a scan. The data's fingerprint contains the captions picture by picture, so rows of missing pictures change
-nothing.
-"""
+"""Reads tables: Parquet, CSV or JSON lines, row by row or column by column, with messages that name the line."""
 
 import csv
 import difflib
 import json
-import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
 
-from deepfloyd_core.config.data_blocks import CaptionTable
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.sources.listing import text_encoding
@@ -22,62 +17,12 @@ from deepfloyd_core.store.counts import many
 if TYPE_CHECKING:
     import pyarrow as pa
 
-log = logging.getLogger(__name__)
-
 Record = dict[str, Any]
+Column = Union["pa.Array", list[Any]]  # texts and lists of texts, all of them UTF-8; or the cells as Python objects
+Columns = dict[str, Column]
 TABLE_KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-
-
-class CaptionReader:
-    """The captions of a data set's table, by picture."""
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        assert dataset.parquet is not None
-        self._table, self.path = dataset.parquet, table_path(dataset)
-        self._where = f"{dataset.id}: {self.path}"
-        self._captions: dict[str, list[str]] = {}
-        for name, texts in table_texts(self._table, self.path, dataset.caption_strategy, self._where):
-            self._captions.setdefault(_plain(name), []).extend(texts)
-
-    def captions(self, source: str) -> tuple[str, ...] | None:
-        """The captions of a picture, found by its path below the data set's directory, else by its name alone."""
-        path = PurePosixPath(source)
-        if not self._table.identifier_includes_extension:
-            path = path.with_suffix("")
-        found = self._captions.get(str(path), self._captions.get(path.name))
-        return None if found is None else tuple(found)
-
-    def check_match(self, sources: "pa.ChunkedArray") -> None:
-        """Raise DataError when the table has none of the pictures: a wrong column or a wrong kind of name."""
-        if self._captions and len(sources) and not any(self.captions(source.as_py()) for source in sources):
-            raise DataError(
-                f"{self._where} has no caption for any of the {len(sources)} pictures: its column "
-                f"{self._table.filename_column!r} holds names such as {next(iter(self._captions))!r}, the directory "
-                f"{sources[0].as_py()!r}, and identifier_includes_extension is {self._table.identifier_includes_extension}. "
-                "Correct one of them, or caption_column."
-            )
-
-
-def table_texts(table: CaptionTable, path: Path, kind: str, where: str) -> Iterator[tuple[str, list[str]]]:
-    """The name and the captions of each row that has a name; `kind`: the file's type, if its extension does not tell.
-
-    Raises ConfigError for a missing column, DataError for a file that cannot be read.
-    """
-    nameless = 0
-    for record in _records(path, TABLE_KINDS.get(path.suffix.lower(), kind), _columns(table), where):
-        name = record.get(table.filename_column)
-        if name is not None and str(name).strip():
-            own = [text for column in _names(table.caption_column) for text in _cell(record.get(column))]
-            other = () if own else _names(table.fallback_caption_column)
-            # JSON can hold half of a surrogate pair.
-            yield (
-                str(name).encode("utf-8", "backslashreplace").decode(),
-                own + [text for column in other for text in _cell(record.get(column))],
-            )
-        else:
-            nameless += 1
-    if nameless:
-        log.warning("%s: %d rows with an empty %r are left out", where, nameless, table.filename_column)
+_BOM = "\ufeff"
+_BLOCK = 1 << 16  # rows of a text that are Python objects at once
 
 
 def table_records(path: Path, needed: Sequence[str], known: Sequence[str], where: str) -> Iterator[Record]:
@@ -85,7 +30,7 @@ def table_records(path: Path, needed: Sequence[str], known: Sequence[str], where
 
     Raises ConfigError for a missing column and for one that is not known, DataError for a file that cannot be read.
     """
-    for record in _records(path, TABLE_KINDS[path.suffix.lower()], list(needed), where, every=True):
+    for record in _records(path, list(needed), where):
         if strange := next((name for name in record if name not in known), None):
             raise ConfigError(
                 f"{where} has a column {strange!r}; it may have {', '.join(map(repr, known))}. Remove it."
@@ -105,68 +50,132 @@ def table_path(dataset: ImageDataset) -> Path:
     )
 
 
-def _records(path: Path, kind: str, columns: list[str], where: str, every: bool = False) -> Iterator[Record]:
-    """every: with the other columns of Parquet, too; text is read whole."""
-    readers = {"csv": _csv, "tsv": _csv, "jsonl": _jsonl}
+def table_columns(path: Path, kind: str, columns: list[str], where: str) -> Iterator[Columns]:
+    """Some columns of a table, block by block; `kind`: the file's type, if its extension does not tell.
+
+    The first column is the one that a row must have. Raises as `table_records`.
+    """
+    kind = TABLE_KINDS.get(path.suffix.lower(), kind)
+    with _named_faults(kind, where):
+        if kind == "parquet":
+            yield from map(_readable, _parquet(path, columns, where))
+        elif kind == "jsonl":
+            records = _jsonl(path, columns, where)
+            while block := list(islice(records, _BLOCK)):
+                yield {name: [record.get(name) for record in block] for name in columns}
+        else:
+            yield from _text_columns(path, columns, where)
+
+
+def _records(path: Path, columns: list[str], where: str) -> Iterator[Record]:
+    """With the other columns of the file, too."""
+    kind = TABLE_KINDS[path.suffix.lower()]
+    with _named_faults(kind, where):
+        if kind == "parquet":
+            for batch in _parquet(path, columns, where, every=True):
+                yield from batch.to_pylist()
+        elif kind == "jsonl":
+            yield from _jsonl(path, columns, where)
+        else:
+            rows = _csv(path, columns, where)
+            head = next(rows)
+            yield from (dict(zip(head, cells, strict=False)) for cells in rows)
+
+
+@contextmanager
+def _named_faults(kind: str, where: str) -> Iterator[None]:
+    """Raise DataError in place of what a reader raises."""
     try:
-        yield from _parquet(path, columns, where, every) if kind == "parquet" else readers[kind](path, columns, where)
+        yield
     except UnicodeDecodeError as error:
         raise DataError(f"{where} cannot be read as {kind}: it is no UTF-8 text ({error}). Save it as UTF-8.") from None
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
         raise DataError(f"{where} cannot be read as {kind}: {error}") from None
 
 
-def _parquet(path: Path, columns: list[str], where: str, every: bool) -> Iterator[Record]:
+def _parquet(path: Path, columns: list[str], where: str, every: bool = False) -> "Iterator[pa.RecordBatch]":
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, pre_buffer=False) as file:  # it would hold the whole file
         _check_columns(columns, file.schema_arrow.names, where)
-        for batch in file.iter_batches(columns=None if every else columns):
-            yield from batch.to_pylist()
+        yield from file.iter_batches(columns=None if every else columns)
 
 
-def _csv(path: Path, columns: list[str], where: str) -> Iterator[Record]:
+def _readable(batch: "pa.RecordBatch") -> Columns:
+    """The columns of a batch. Raises UnicodeDecodeError for a text that is none."""
+    import pyarrow as pa
+
+    columns: Columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        cells = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        columns[name] = cells if _is_text(cells) else column.to_pylist()
+    return columns
+
+
+def _is_text(column: "pa.Array") -> bool:
+    """Whether it holds texts, or lists of them, of valid UTF-8."""
+    import pyarrow as pa
+
+    kind = column.type
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return False
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _text_columns(path: Path, columns: list[str], where: str) -> Iterator[Columns]:
+    """Of CSV."""
+    import pyarrow as pa
+
+    rows = _csv(path, columns, where)
+    head = next(rows)
+    while block := list(islice(rows, _BLOCK)):
+        # Later columns of the same name count, as in `_records`. Cells beyond the head are empty.
+        cells = dict(zip(head, zip(*block, strict=False), strict=False))
+        yield {name: pa.array(cells[name], pa.large_string()) for name in columns}
+
+
+def _csv(path: Path, columns: list[str], where: str) -> Iterator[list[str]]:
+    """The cells of the first line, then of each row that is not blank."""
     sign = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding=_encoding(path), newline="") as handle:
         reader = csv.reader(handle, delimiter=sign, strict=True)
         head = next(reader, [])
         _check_columns(columns, head, where, head=True)
-        for line, cells in _numbered(reader):
-            # Anything else would be the caption of another column, or end at a comma or a line break.
-            if len(cells) < len(head) or any(cells[len(head) :]):
-                raise ValueError(
-                    f"line {line} has {len(cells)} cells, and the first line {len(head)}. Put double "
-                    f"quotes around a text with a {'tab' if sign != ',' else 'comma'} or a line break in it"
-                )
-            if cells:
-                yield dict(zip(head, cells, strict=False))
-
-
-def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a csv reader that are not blank, each with the number of its first line."""
-    while True:
+        yield head
         line = reader.line_num + 1
         try:
-            cells = next(reader, None)
+            for cells in reader:
+                if any(map(str.strip, cells)):
+                    # Anything else would be the caption of another column, or end at a comma or a line break.
+                    if len(cells) < len(head) or any(cells[len(head) :]):
+                        raise ValueError(
+                            f"line {line} has {len(cells)} cells, and the first line {len(head)}. Put double "
+                            f"quotes around a text with a {'tab' if sign != ',' else 'comma'} or a line break in it"
+                        )
+                    yield cells
+                line = reader.line_num + 1
         except csv.Error as error:
             long = "field limit" in str(error)
             hint = "Is a double quote not closed?" if long else "Write a double quote inside quotes twice"
             raise ValueError(f"line {line}: {error}. {hint}") from None
-        if cells is None:
-            return
-        if any(cell.strip() for cell in cells):
-            yield line, cells
 
 
 def _jsonl(path: Path, columns: list[str], where: str) -> Iterator[Record]:
     seen: dict[str, None] = {}
     name, nameless = columns[0], ""
+    decode = json.JSONDecoder(object_pairs_hook=_object).decode  # `json.loads` would make one for each line
     with path.open(encoding=_encoding(path)) as handle:
         for number, line in enumerate(handle, 1):
             if not line.strip():
                 continue
             try:
-                record = json.loads(line, object_pairs_hook=_object)
+                record = (json.loads if line[0] == _BOM else decode)(line)  # `json.loads` names the mark
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
             if not isinstance(record, dict):
@@ -211,23 +220,6 @@ def _near(name: str, head: list[str]) -> str:
     return f"its first line has {many(len(head), 'other')}.{hint}"
 
 
-def _columns(table: CaptionTable) -> list[str]:
-    names = [table.filename_column, *_names(table.caption_column), *_names(table.fallback_caption_column)]
-    return list(dict.fromkeys(names))
-
-
-def _names(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def column_names(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names in a key that is one name or several."""
     return (given,) if isinstance(given, str) else given or ()
-
-
-def _cell(value: Any) -> list[str]:
-    """The texts of one cell that are not blank."""
-    if isinstance(value, list):
-        return [text for part in value for text in _cell(part)]
-    text = "" if value is None or value != value else str(value).strip()  # NaN is how pandas writes "none"
-    text = text.encode("utf-8", "replace").decode()  # JSON can hold half of a surrogate pair
-    return [text] if text else []
-
-
-def _plain(name: str) -> str:
-    return str(PurePosixPath(name.strip().replace("\\", "/")))

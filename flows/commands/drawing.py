@@ -43,6 +43,14 @@ def _jobs_of(worker: "ForkServer") -> Iterator[None]:
         yield
 
 
+def _print_places(folder: Path, index: str, sheet: str | None = None) -> None:
+    """Say where pictures, their index and their sheet are."""
+    err.print(f"Pictures  {folder}")
+    err.print(f"Index     {folder / index}")
+    if sheet:
+        err.print(f"Sheet     {folder / sheet}")
+
+
 def generate(
     config: ConfigPath,
     prompt: Prompts = None,
@@ -84,12 +92,14 @@ def generate(
                 prompt=prompt, version=version, compare=list(versions) or None, lora=list(options.loras) or None,
                 seeds=seeds, sizes=sizes, strength=strength, style=style, stages=stages, **paths,
             )  # fmt: skip
-    from deepfloyd_core.sampling.pictures import drawn
+    from deepfloyd_core.sampling.pictures import INDEX, SHEET, drawn
 
     rows = [row for artifact in artifacts for row in drawn(artifact.path)]
     has_others = len({prompt for prompt, _ in rows}) > 1
     for text, file in rows:
         out.print(f"{file}  {' '.join(text.split())}" if has_others else str(file))
+    for artifact in artifacts:
+        _print_places(artifact.path, INDEX, SHEET)
 
 
 def upscale(
@@ -121,9 +131,11 @@ def upscale(
                 lora=list(options.loras) or None, stage=stage,
             )  # fmt: skip
     from deepfloyd_core.sampling.own_pictures import upscaled_files
+    from deepfloyd_core.sampling.pictures import INDEX
 
     for file in upscaled_files(artifact.path):
         out.print(str(file))
+    _print_places(artifact.path, INDEX)
 
 
 def export(

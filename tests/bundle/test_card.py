@@ -1,6 +1,7 @@
 """The model card: what the Hub reads of it, and what a person reads."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from deepfloyd_core.adapters.files import LORA_FILE, UNET_FOLDER
 from deepfloyd_core.bundle import card
 from deepfloyd_core.bundle.card import model_card, table
 from deepfloyd_core.bundle.identity import BundleInputs, BundleSummary
+from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.sampling.jobs import SamplesSummary
@@ -67,6 +69,19 @@ def test_the_hub_is_told_base_models_licence_library_and_a_picture(
     }  # fmt: skip
     tiny = front_matter(model_card(world.load(), inputs, [prompt], metrics))
     assert "base_model" not in tiny and tiny["license"] == "other"
+
+
+def test_a_base_model_of_this_machine_is_described_and_not_named(
+    world: DataWorld, inputs: BundleInputs[Artifact], tmp_path: Path
+) -> None:
+    folder = tmp_path / "a name" / "model"
+    folder.parent.mkdir()
+    folder.symlink_to(FLAVOURS["tiny-ii"].repo)
+    run = world.load(stage2={"model_flavour": "tiny-ii", "pretrained_model_name_or_path": str(folder)})
+    text = model_card(run, inputs, ["a"], BundleSummary(stage1=FIGURES, stage2=FIGURES, samples=SamplesSummary()))
+    assert "The base model of Stage II is not published with these weights: a `tiny-ii`" in text
+    assert "base = '../tiny-ii'" in text and "a name" not in text and str(tmp_path) not in text
+    assert "is not published" not in model_card(on_the_hub(run), inputs, ["a"], BundleSummary(samples=SamplesSummary()))
 
 
 def test_a_whole_unet_is_a_fine_tune_and_no_adapter(

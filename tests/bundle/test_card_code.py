@@ -16,7 +16,7 @@ from deepfloyd_core.adapters.controlnet import control_of
 from deepfloyd_core.adapters.files import product_name
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import method_of
-from deepfloyd_core.bundle.card_code import card_code
+from deepfloyd_core.bundle.card_code import card_code, is_private, private_bases
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
@@ -53,8 +53,13 @@ def ran(world: DataWorld, stages: tuple[Stage, ...], prompt: str = "a purple sta
     """The names of the card's code, after it has run."""
     world.add("0.png", np.zeros((300, 300, 3), np.uint8))
     run = world.load(stages=stages, device="cpu", **keys)
-    bundle = world.folder / "bundle"
-    return {**run_code("\n".join(card_code(run, trained(run, bundle), prompt)), bundle), "run": run, "bundle": bundle}
+    bundle = world.folder / "published" / "bundle"
+    code = "\n".join(card_code(run, trained(run, bundle), prompt))
+    for settings in map(run.config.stage, stages):
+        if is_private(settings):
+            (bundle.parent / settings.flavour.name).symlink_to(settings.model)  # as the card says
+    names = run_code(code, bundle)
+    return {**names, "run": run, "bundle": bundle, "code": code, "notes": private_bases(run)}
 
 
 def test_the_code_makes_the_picture_that_the_cascade_makes(world: DataWorld) -> None:
@@ -118,6 +123,9 @@ def test_with_stock_diffusers_alone_the_code_makes_every_bit_that_generate_makes
             stages=(1, 2), device="cpu", num_threads=1, validation_seed=3, text_encoder_dtype="fp32", **tables
         )
         bundle = world.folder / method / "bundle"
+        bundle.parent.mkdir()
+        for stage, base in bases.items():
+            (bundle.parent / run.config.stage(stage).flavour.name).symlink_to(base)  # as the card says
         code = card_code(run, trained(run, bundle), "a purple star")
         (bundle / "code.py").write_text("\n".join(["import torch", "torch.set_num_threads(1)", *code]))
         known[bundle] = drawn(run, bundle, bases)
@@ -125,6 +133,8 @@ def test_with_stock_diffusers_alone_the_code_makes_every_bit_that_generate_makes
     # -I: neither this package's folder nor PYTHONPATH is looked in.
     subprocess.run([python, "-I", "-c", EACH, *known], check=True, cwd=world.folder)
     for bundle, pixels in known.items():
+        published = [file for file in bundle.rglob("*") if file.is_file()]
+        assert [file.name for file in published if str(world.folder).encode() in file.read_bytes()] == []
         with Image.open(bundle.parent / "picture.png") as picture:
             assert np.array_equal(np.asarray(picture), pixels), bundle
 
@@ -143,11 +153,15 @@ def drawn(run: Run, bundle: Path, bases: dict[Stage, Path]) -> np.ndarray:
     return to_bytes(sample_upscaled(large, text, negative, [3], first))[0].numpy()
 
 
-def test_the_code_runs_on_a_local_folder(world: DataWorld) -> None:
+def test_the_code_runs_on_a_local_folder_and_does_not_name_it(world: DataWorld) -> None:
     folder = world.folder / "my 'own' model"
     folder.symlink_to(FLAVOURS["tiny-i"].repo)
     names = ran(world, (1,), stage1={**STAGE1, "pretrained_model_name_or_path": str(folder)})
     assert names["picture"].size == (64, 64) and "resolve" not in names and "FLAVOURS" not in names
+    assert "base = '../tiny-i'\n" in names["code"] and "own' model" not in names["code"]
+    (note,) = names["notes"]
+    assert note.startswith("The base model of Stage I is not published with these weights: a `tiny-i`")
+    assert "`../tiny-i`" in note and "own' model" not in note
 
 
 @pytest.mark.slow

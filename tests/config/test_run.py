@@ -638,7 +638,8 @@ DEPENDENT = {
     "timestep_bias_multiplier", "timestep_bias_portion", "timestep_bias_begin", "timestep_bias_end",
     "scheduled_sampling_max_step_offset", "scheduled_sampling_probability",
     "noise_level_begin", "noise_level_end", "low_res_blur", "low_res_noise", "low_res_jpeg_quality",
-    "low_res_degraded_share", "low_res_stage1_share", "low_res_stage1_strength",
+    "low_res_degraded_share", "low_res_stage1_share", "low_res_stage1_strength", "micro_batch_size",
+    "sample_batch_size",
 }  # fmt: skip
 STAGE_VALUES = st.fixed_dictionaries(
     {"max_train_steps": st.integers(1, 10**6)},

@@ -35,5 +35,7 @@ def test_a_command_and_a_deployment_draw_a_file_of_prompts_into_the_same_bytes(
             config="run.toml", prompt_file="prompts.csv", version="base", seeds=3, overrides=list(FAST)
         )
     assert {file.name: file.read_bytes() for file in drawn.path.glob("picture-*.png")} == files
+    folder = Path(told[0][0]).parent
+    assert f"Index     {folder}/index.parquet\nSheet     {folder}/sheet.png\n" in done.stderr
     with Image.open(drawn.path / "picture-001-seed-3-288x256.png") as picture:
         assert picture.size == (288, 256)

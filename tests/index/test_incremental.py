@@ -23,6 +23,7 @@ from deepfloyd_core.index import captions
 from deepfloyd_core.index import scan as scans
 from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.scan import scan
+from deepfloyd_core.sources import columns
 from deepfloyd_core.sources import folder as local_folder
 from deepfloyd_core.store.artifacts import Artifact, verify_artifact
 from deepfloyd_core.training.batches import BatchOrder, TrainingRows
@@ -72,7 +73,9 @@ def test_a_scan_in_blocks_is_the_scan_at_once(world: DataWorld, monkeypatch: pyt
     for strategy in ("textfile", "filename"):
         whole = scan(world.load({"caption_strategy": strategy}, stages=(1,)))
         with monkeypatch.context() as small:
-            for module, name in ((scans, "LISTED_BLOCK"), (scans, "BLOCK"), (captions, "_AT_ONCE")):
+            for module in (columns, scans):
+                small.setattr(module, "LISTED_BLOCK", 2)
+            for module, name in ((scans, "BLOCK"), (captions, "_AT_ONCE")):
                 small.setattr(module, name, 2)
             run = world.load(
                 {"caption_strategy": strategy}, stages=(1,), workspace=str(world.folder / f"new {strategy}")

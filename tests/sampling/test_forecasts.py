@@ -1,5 +1,6 @@
 """The forecast of memory: its weights are those of the model, its calls grow with what they hold, a GPU's batch fits."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,18 +8,23 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from deepfloyd_core.config.flavours import STAGE3_REPOS
+from deepfloyd_core.config.flavours import FLAVOURS, STAGE3_REPOS
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.stage3 import Stage3Config
 from deepfloyd_core.errors import ModelError
+from deepfloyd_core.models import random_stage3
+from deepfloyd_core.models.headers import UNET_WEIGHTS
 from deepfloyd_core.models.memory import Forecast, text_forecast, unet_forecast, vae_forecast
+from deepfloyd_core.models.random_weights import UNETS
+from deepfloyd_core.models.text_encoders import T5_XXL
 from deepfloyd_core.models.unet import load_unet
 from deepfloyd_core.sampling import forecasts
-from deepfloyd_core.sampling.forecasts import pictures_at_once, stage3_forecast
+from deepfloyd_core.sampling.forecasts import pictures_at_once, stage3_forecast, texts_forecast
 from deepfloyd_core.sampling.jobs import SampledStage
 from deepfloyd_core.sampling.sampler import make_sampler, sample
 from deepfloyd_core.sampling.stage3_jobs import Stage3
+from deepfloyd_core.sampling.texts_jobs import TextsRequest
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FP32 = torch.float32
@@ -101,6 +107,61 @@ def test_a_gpu_samples_as_many_at_once_as_fit(
     assert pictures_at_once(one, [(64, 64)], machine, styled=True)[0] == 10, (
         "in another style a picture has three parts"
     )
+
+
+# Of the table in docs/generate.md: what is sampled at once on a card of 12 GB, and GB of weights and of all, in bf16.
+ON_12_GB = {"i-xlarge-4.3b": (64, 8, 8.6, 10.0), "ii-large-1.2b": (256, 2, 2.5, 4.2)}
+
+
+def _written(folder: Path, configs: dict[str, Any], weights: str, size: int) -> Path:
+    """A model's folder whose weights are a hole in a file. configs: by part."""
+    for part, config in configs.items():
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text(json.dumps(config))
+    with (folder / weights).open("wb") as file:
+        file.truncate(size)
+    return folder
+
+
+@pytest.fixture
+def card_of_12_gb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecasts, "pick_device", lambda name: torch.device(name))
+    monkeypatch.setattr(forecasts, "free_bytes", lambda device: 12_000_000_000)
+
+
+@pytest.mark.usefixtures("card_of_12_gb")
+@pytest.mark.parametrize("flavour", ON_12_GB)
+def test_the_largest_unets_fit_on_12_gb_in_bf16(run: Run, tmp_path: Path, flavour: str) -> None:
+    edge, count, weights, total = ON_12_GB[flavour]
+    folder = _written(tmp_path / "m", {"unet": UNETS[flavour]}, f"unet/{UNET_WEIGHTS}", 2_000_000_000)
+    stage = FLAVOURS[flavour].stage
+    keys = {"mixed_precision": "bf16", "validation_guidance": 7.0}
+    one = SampledStage(stage=stage, settings=run.config.stage(stage).model_copy(update=keys), model=folder)
+    at_once, found = pictures_at_once(one, [(edge, edge)], Machine(device="cuda"))
+    assert found is not None and found.total <= 0.9 * 12e9
+    assert (at_once, round(found.weights / 1e9, 1), round(found.total / 1e9, 1)) == (count, weights, total)
+
+
+@pytest.mark.usefixtures("card_of_12_gb")
+def test_so_do_stage_iii_and_the_text_encoder_and_what_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
+    parts = {"unet": random_stage3.UNET, "vae": random_stage3.VAE, "text_encoder": random_stage3.TEXT}
+    folder = _written(tmp_path / "x4", parts, f"unet/{UNET_WEIGHTS}", 1_000_000_000)
+    settings = Stage3Config(model_flavour="x4-upscaler", mixed_precision="bf16")
+    found = stage3_forecast(Stage3(settings=settings, model=folder), [(256, 256)], Machine(device="cuda"))
+    assert found is not None and (round(found.weights / 1e9, 1), round(found.total / 1e9, 1)) == (1.8, 5.1)
+    xxl = _written(tmp_path / "t5", {"text_encoder": T5_XXL}, "text_encoder/model.safetensors", 9_000_000_000)
+
+    def forecast(dtype: str, streaming: bool = False) -> Forecast | None:
+        keys = run.config.model_copy(update={"text_encoder_dtype": dtype})
+        machine = Machine(device="cuda", text_encoder_streaming=streaming)
+        return texts_forecast(
+            TextsRequest(machine=machine, texts=("x",), keys=keys, encoder_name="t5", encoder=xxl, embeds=None)
+        )
+
+    assert forecast("bf16") == Forecast(2 * 4_762_310_656, 0), "9.5 GB, of 10.8 that may be used"
+    with pytest.raises(ModelError, match=r"weights of T5 take 19.0 GB, and the GPU has 12.0 GB free.*streaming = true"):
+        forecast("fp32")
+    assert forecast("fp32", streaming=True) is None
 
 
 def test_stage_iii_holds_its_three_models_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import IFPipeline, IFSuperResolutionPipeline
+from drawn_here import texts_here
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from small_run import NewSmallRun
@@ -49,6 +50,7 @@ def draw(run: Run, models: dict[Any, Path]) -> Draw:
         pictures = pictures_of(run, options)
         identity = generate_request(run, pictures, "base", models, None)
         request: GenerateRequest = generate_job(run, pictures, "base", models, identity, None)
+        texts_here(request, out)
         summary = generate_pictures(Job(request, out, report))
         files = {file.name: file.read_bytes() for file in out.glob("picture-*.png")}
         assert len(files) == summary.pictures * len(summary.stages)
@@ -99,9 +101,9 @@ def test_a_job_that_is_stopped_goes_on_with_the_first_picture_that_is_missing(
         assert lines[0] == (stops_after, COUNT)
 
 
-def test_one_large_model_is_in_memory_at_a_time(draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_stage_is_in_memory_at_a_time(draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    make, encode = make_sampler, encode_prompts
+    make = make_sampler
 
     def loaded(one: SampledStage, *more: Any) -> Any:
         assert all(ref() is None for ref in held), "the one before is gone"
@@ -110,15 +112,10 @@ def test_one_large_model_is_in_memory_at_a_time(draw: Draw, tmp_path: Path, monk
         held.append(weakref.ref(sampler.pipeline.unet))
         return sampler
 
-    def encoded(*given: Any) -> torch.Tensor:
-        order.append("encoder")
-        return encode(*given)
-
     held: list[weakref.ref[Any]] = []
     monkeypatch.setattr(module, "make_sampler", loaded)
-    monkeypatch.setattr(stored, "encode_prompts", encoded)
     draw(GenerateOptions(("a red circle",), "base"), tmp_path / "out")
-    assert order == ["encoder", "stage 1", "stage 2"]
+    assert order == ["stage 1", "stage 2"]
 
 
 def test_texts_of_the_workspace_are_not_encoded_again(

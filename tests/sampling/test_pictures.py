@@ -50,8 +50,20 @@ def test_each_prompt_is_drawn_at_each_size_with_each_seed_unless_it_has_its_own(
     assert [(one.prompt, one.size, one.seed, one.negative_prompt) for one in pictures] == [
         *(("a", size, seed, "blurry") for size in SIZES for seed in (0, 1)), ("b", (32, 32), 7, "x"),
     ]  # fmt: skip
-    assert told(pictures) == "5 pictures: 2 prompts, 3 sizes, 3 seeds"
+    assert told(pictures, (1, 2)) == [
+        "5 pictures of Stage I and Stage II: 2 prompts, 3 sizes, 3 seeds",
+        "- a, 64x64, seeds 0, 1", "- a, 96x64, seeds 0, 1", "- b, 32x32, seed 7",
+    ]  # fmt: skip
     assert picture_file(pictures, 2, 4) == "picture-002-seed-0-384x256.png"
+
+
+def test_of_a_large_grid_the_first_lines_are_told_and_the_rest_is_counted() -> None:
+    rows = [PromptRow(prompt=f"{number} of\n{'many' * 50}") for number in range(12)]
+    first, *lines, last = told(grid(rows, tuple(range(0, 200, 2)), SIZES[:1], ""), (1,))
+    assert first == "1,200 pictures of Stage I: 12 prompts, 1 size, 100 seeds"
+    assert len(lines) == 10 and last == "- and 200 more pictures"
+    assert lines[0].startswith("- 0 of many") and all("..., 64x64, seeds 0, 2, 4" in line for line in lines)
+    assert max(map(len, lines)) < 200
 
 
 def test_a_picture_twice_and_too_many_are_errors() -> None:

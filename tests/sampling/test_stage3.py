@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import StableDiffusionUpscalePipeline
-from drawn_here import drawn_here, job_here, pixels
+from drawn_here import drawn_here, job_here, pixels, texts_here
 from PIL import Image
 from safetensors.torch import load_file
 from small_run import SmallRun
@@ -90,6 +90,7 @@ def test_a_job_that_is_stopped_goes_on_with_the_same_bytes(
 
     (tmp_path / "stopped").mkdir()
     job = job_here(with_stage3, models, ASKED)
+    texts_here(job, tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
         generate_pictures(Job(job, tmp_path / "stopped", stop))
     first = tmp_path / "stopped" / "picture-000-seed-3-64x96.png"

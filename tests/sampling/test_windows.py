@@ -45,6 +45,23 @@ def test_a_large_picture_has_the_output_of_the_whole(size: tuple[int, int]) -> N
     assert all(max(one) <= WINDOW_PX for one in unet.sizes) and (len(unet.sizes) > 1) == (max(size) > WINDOW_PX)
 
 
+def test_windows_that_disagree_leave_no_edge() -> None:
+    """Each window gives a value of its own: from pixel to pixel the average moves as slowly as the overlap is wide."""
+
+    class OfItsOwn(Pointwise):
+        def forward(self, sample: torch.Tensor, timestep: Any, return_dict: bool = True) -> Any:
+            self.sizes.append(tuple(sample.shape[2:]))
+            return (torch.full_like(sample, float(len(self.sizes) % 2)),)
+
+    unet = OfItsOwn()
+    (made,) = WindowedUnet(unet)(torch.zeros(1, 1, 544, 5600), 3, return_dict=False)
+    assert len(unet.sizes) == 3 * 29
+    steepest = torch.pi / 2 / OVERLAP_PX  # of a raised cosine
+    for axis in (2, 3):
+        assert 0.01 < made.diff(dim=axis).abs().max() < 1.1 * steepest
+    assert made.min() == 0 and made.max() == 1
+
+
 def test_it_stands_for_the_unet() -> None:
     unet = Pointwise()
     windowed = WindowedUnet(unet)

@@ -13,8 +13,10 @@ from deepfloyd_core.preflight.generate import GenerateOptions, drawn_stages, pic
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.generate import generate_pictures
 from deepfloyd_core.sampling.identity import generate_request
-from deepfloyd_core.sampling.jobs import GenerateRequest, generate_job
+from deepfloyd_core.sampling.jobs import DrawRequest, GenerateRequest, generate_job
 from deepfloyd_core.sampling.stage3_jobs import stage3_of
+from deepfloyd_core.sampling.stored import store_texts
+from deepfloyd_core.sampling.texts_jobs import texts_request
 from deepfloyd_core.types import no_report
 
 
@@ -28,10 +30,16 @@ def job_here(run: Run, models: dict[Any, Path], options: GenerateOptions) -> Gen
     return generate_job(run, pictures, "base", folders, identity, None, given, stage3)
 
 
+def texts_here(job: DrawRequest[Any], out: Path) -> None:
+    """Encode the texts of a job, which needs them in its folder."""
+    store_texts(Job(texts_request(job), out, no_report))
+
+
 def drawn_here(run: Run, models: dict[Any, Path], out: Path, options: GenerateOptions) -> dict[str, Path]:
     """Draw with the base models. Returns the PNGs by their size."""
     out.mkdir(exist_ok=True)
     job = job_here(run, models, options)
+    texts_here(job, out)
     generate_pictures(Job(job, out, no_report))
     return {file.stem.rpartition("-")[2]: file for file in out.glob("picture-*.png")}
 

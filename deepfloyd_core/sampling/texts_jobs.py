@@ -1,0 +1,48 @@
+"""The job that encodes the texts of pictures: T5 has a process of its own. No torch.
+
+It ends before the job that samples begins, so all of its memory is free for the first stage. Both jobs are forks of a
+process that has imported torch, so the second one costs a tenth of a second.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from deepfloyd_core.config.run_text import TextKeys
+from deepfloyd_core.processes.jobs import JobRequest, S, run_job
+from deepfloyd_core.sampling.jobs import DrawRequest
+from deepfloyd_core.store.artifacts import Artifact, WorkDir
+from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.types import Report
+
+
+class TextsSummary(Summary):
+    """The summary of encoded texts."""
+
+    encoded: int  # by this process; the others were there
+
+
+class TextsRequest(JobRequest[TextsSummary]):
+    """Encode texts, apart from those that the workspace's embeds have."""
+
+    job = "encode-prompts"
+    entry = "deepfloyd_core.sampling.stored:store_texts"
+    returns = TextsSummary
+    texts: tuple[str, ...]  # each once
+    keys: TextKeys
+    encoder_name: str  # in TEXT_ENCODERS
+    encoder: Path  # folder of the model that has it
+    embeds: Artifact | None
+
+
+def texts_request(request: DrawRequest[Any]) -> TextsRequest:
+    """For the texts of a request to draw."""
+    return TextsRequest(
+        machine=request.machine, texts=request.texts, keys=request.text, encoder_name=request.encoder_name,
+        encoder=request.encoder, embeds=request.embeds,
+    )  # fmt: skip
+
+
+def run_with_texts(request: DrawRequest[S], work: WorkDir, report: Report) -> S:
+    """Run the job that encodes the texts of another one, then that."""
+    run_job(texts_request(request), work, report)
+    return run_job(request, work, report)
