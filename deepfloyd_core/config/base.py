@@ -1,6 +1,7 @@
 """Shared by all configuration models: frozen, strict, no unknown keys, and errors that name the place and the remedy."""
 
 import difflib
+import io
 import json
 import re
 import tomllib
@@ -23,6 +24,7 @@ class Spec(BaseModel):
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
+FILE_BYTES = 16 << 20  # of a configuration file
 _SHORT_LIST = 16
 _SHORT_VALUE = 60  # characters
 _SECRET = re.compile(r"secret|token$|password|access_key", re.IGNORECASE)
@@ -108,9 +110,13 @@ def _metadata_in(field: FieldInfo) -> Iterator[Any]:
 
 
 def read_config_text(path: Path) -> str:
-    """The text of a configuration file: UTF-8, with or without a byte order mark. Raises ConfigError."""
+    """The text of a configuration file: UTF-8, with or without a byte order mark, at most FILE_BYTES. Raises ConfigError."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as handle:  # or a pipe
+            data = handle.read(FILE_BYTES + 1)
+        if len(data) > FILE_BYTES:
+            raise ConfigError(f"{path} is larger than {FILE_BYTES >> 20} MiB, and no configuration is.")
+        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
     except (OSError, UnicodeDecodeError) as error:
         reason = f"no text in UTF-8 ({error})"
         if isinstance(error, OSError):

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.sources.listing import Listed, Raw, Texts
-from deepfloyd_core.sources.local_files import leads_out, read_file
+from deepfloyd_core.files import file_pieces
+from deepfloyd_core.sources.folder import leads_out
+from deepfloyd_core.sources.listing import FILE_BYTES, Listed, Raw, Texts
 
 
 class Saved:
@@ -52,15 +53,21 @@ class Saved:
 
     def read(self, name: str) -> bytes:
         """The bytes in the row's cell, or of the file that it names."""
+        return b"".join(self.pieces(name))
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The same, a piece at a time."""
         cell = self._pictures[int(name)][self._image]
         if cell is None or not (cell["bytes"] or cell["path"]):
             raise FileNotFoundError(f"{self.name}: row {name} has no picture")
-        return bytes(cell["bytes"]) if cell["bytes"] else self._named(Path(cell["path"]), name)
-
-    def _named(self, path: Path, name: str) -> bytes:
+        if cell["bytes"]:
+            yield bytes(cell["bytes"])
+            return
+        path = Path(cell["path"])
         try:
             if self._dataset.follow_links or not leads_out(path, self._places):
-                return read_file(path)
+                yield from file_pieces(path, FILE_BYTES)
+                return
         except (RuntimeError, ValueError) as error:  # a link to itself before Python 3.13, a zero byte in a name
             raise OSError(f"row {name} names {str(path)!r}: {error}") from None
         raise OSError(

@@ -5,6 +5,9 @@ from typing import NamedTuple
 from deepfloyd_core.files import text_lines
 from deepfloyd_core.sources.names import Kind
 
+FILE_BYTES = 1 << 30  # of a picture: more than one that decode_memory_mib allows by default
+TEXT_BYTES = 1 << 20  # of a caption file: some thousand captions
+PIECE = 16 << 20  # of an object or a tar member: bytes that are asked for at once
 Raw = tuple[str, ...] | None  # texts as they were found; None: there are none, or they cannot be read
 
 _BOMS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -40,6 +43,11 @@ def printable(source: str) -> str:
 def text_encoding(data: bytes) -> str:
     """The encoding that the first bytes of a text show for sure; UTF-8 if they show none."""
     return next((encoding for mark, encoding in _BOMS if data.startswith(mark)), "utf-8-sig")
+
+
+def large_text(name: str) -> Texts:
+    """Of a caption file that is too large to be one."""
+    return Texts(None, f"{name} is larger than {TEXT_BYTES >> 20} MiB; no caption is")
 
 
 def read_text(data: bytes, name: str) -> Texts:

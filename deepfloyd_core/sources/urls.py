@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 from deepfloyd_core.config.data_blocks import CaptionTable
 from deepfloyd_core.config.data_sets import TABLES, ImageDataset
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.files import sha256_bytes
+from deepfloyd_core.files import file_pieces, sha256_bytes
 from deepfloyd_core.sources.caption_tables import TableTexts, table_texts
 from deepfloyd_core.sources.columns import LISTED, LISTED_BLOCK, TEXTS, in_blocks, lists_at, told
 from deepfloyd_core.sources.downloads import AT_ONCE, download, download_client
-from deepfloyd_core.sources.listing import Listed, Texts
+from deepfloyd_core.sources.listing import FILE_BYTES, Listed, Texts
 from deepfloyd_core.store.provenance import DISTRIBUTION
 
 _URL = "^[hH][tT][tT][pP][sS]?://"  # not (?i), which also takes a long s
@@ -109,11 +109,15 @@ class Urls:
 
     def read(self, name: str) -> bytes:
         """The bytes that an earlier run kept, else a download."""
+        return b"".join(self.pieces(name))
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The same, a piece at a time."""
         file = Path(self._file(name))
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             download(self._client, name, file)
-        return file.read_bytes()
+        yield from file_pieces(file, FILE_BYTES)
 
     def texts(self, names: list[str]) -> list[Texts]:
         """The captions beside the URL."""

@@ -156,13 +156,13 @@ def test_only_changed_and_new_objects_are_read_again(
     run = world.load(in_bucket(bucket, s3), stages=(1,))
     first = scan(run)
     source, read = open_source(run.datasets[0]), list[str]()
-    real = source.read
+    real = source.pieces
 
-    def recorded(name: str) -> bytes:
+    def recorded(name: str) -> Iterator[bytes]:
         read.append(name)
         return real(name)
 
-    monkeypatch.setattr(source, "read", recorded)
+    monkeypatch.setattr(source, "pieces", recorded)
     assert scan(run).equals(first)
     assert read == []
     bucket.put_object(Key="set/01.png", Body=picture(50))
