@@ -14,7 +14,7 @@ from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import file_pieces
 from deepfloyd_core.sources.folder import leads_out
-from deepfloyd_core.sources.listing import FILE_BYTES, Listed, Raw, Texts
+from deepfloyd_core.sources.listing import FILE_BYTES, Listed, Raw, Texts, cell_text
 
 
 class Saved:
@@ -87,7 +87,8 @@ def _columns(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 def _texts(row: dict[str, Any], columns: tuple[str, ...]) -> Raw:
     cells = [row[name] if isinstance(row[name], list) else [row[name]] for name in columns]
-    return tuple(str(text) for cell in cells for text in cell if text is not None and str(text).strip()) or None
+    texts = (cell_text(part) for cell in cells for part in cell)
+    return tuple(text for text in texts if text.strip()) or None
 
 
 def _open(dataset: ImageDataset) -> Any:

@@ -1,6 +1,7 @@
 """A file in a source's listing, and the texts that lie with a picture."""
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 from deepfloyd_core.files import text_lines
 from deepfloyd_core.sources.names import Kind
@@ -31,6 +32,18 @@ class Texts(NamedTuple):
     raw: Raw = None
     fault: str | None = None
     passing: bool = False
+
+
+def cell_text(cell: Any) -> str:
+    """The text in a table's cell; empty where there is none: for bytes that are no UTF-8, a struct and infinity, too."""
+    if cell is None or isinstance(cell, dict | tuple) or (isinstance(cell, float) and not math.isfinite(cell)):
+        return ""  # NaN is how pandas writes "none"
+    if isinstance(cell, bytes):
+        try:
+            return cell.decode("utf-8")
+        except UnicodeDecodeError:
+            return ""
+    return str(cell).encode("utf-8", "replace").decode()  # JSON can hold half of a surrogate pair
 
 
 def printable(source: str) -> str:
