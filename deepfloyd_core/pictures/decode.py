@@ -46,8 +46,8 @@ if HAS_HEIF:
 
     pillow_heif.register_heif_opener(thumbnails=False)  # turns pictures upright itself, and says so in their EXIF
 Image.init()  # `Image.open(formats=...)` raises KeyError for a plugin that is not loaded yet
-# Sizes are checked below, before any pixel is decoded; Pillow's own warning would only repeat that.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Of sizes, which are checked below before any pixel is decoded, and of damage, which the verdict is about.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.MAX_TEXT_CHUNK = 1 << 26  # of what is left without its texts: profiles, of printers up to some megabytes
 
