@@ -51,7 +51,7 @@ $(EXTRAS)/.installed: constraints.txt Makefile | $(STAMP)
 	@touch $@
 
 OF_EXTRAS := tests/text/test_quantize.py tests/training/test_optimizers.py
-OF_EXTRAS += tests/sources/test_sources.py::test_a_saved_data_set_gives_what_a_folder_gives
+OF_EXTRAS += tests/sources/test_sources.py::test_a_saved_data_set_gives_what_a_folder_gives tests/sources/test_saved.py
 
 test-extras: setup $(EXTRAS)/.installed
 	PYTHONPATH=$(EXTRAS) $(BIN)/python -P -m pytest -m 'not slow' $(OF_EXTRAS)

@@ -18,6 +18,7 @@ by `raise_together`: a user reads all faults at once.
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
+MOST_TOLD = 100  # faults in one message
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -75,7 +76,8 @@ def attempt(faults: list[DeepFloydError], step: Callable[_P, _R], *args: _P.args
 def raise_together(faults: Iterable[DeepFloydError]) -> None:
     """Raise the errors of several checks as one; do nothing if there are none.
 
-    A single error is raised as it is. Several errors: each message once, on a line of its own, below their count. The
+    A single error is raised as it is. Several errors: each message once, on a line of its own, below their count, the
+    first MOST_TOLD of them. The
     class is ConfigError if one of them is, otherwise the class of the first.
     """
     errors = list({str(error): error for error in reversed(list(faults))}.values())[::-1]
@@ -83,7 +85,9 @@ def raise_together(faults: Iterable[DeepFloydError]) -> None:
         raise errors[0]
     if errors:
         kind = next((type(error) for error in errors if isinstance(error, ConfigError)), type(errors[0]))
-        together = kind("\n".join([f"{len(errors)} faults to correct:", *(f"- {error}" for error in errors)]))
+        lines = [f"- {error}" for error in errors[:MOST_TOLD]]
+        more = [f"- and {len(errors) - MOST_TOLD:,} more"] if len(errors) > MOST_TOLD else []
+        together = kind("\n".join([f"{len(errors):,} faults to correct:", *lines, *more]))
         together.faults = tuple(errors)
         raise together
 

@@ -1,5 +1,6 @@
-"""Writes small files durably, and hashes files: a name appears only when its bytes are on the disk.
+"""Writes small files durably, hashes files, and reads those of others within limits.
 
+A name appears only when its bytes are on the disk.
 Costs one fsync a file and one a directory. A kill leaves at most a `.tmp-` file, never half of a real one.
 """
 
@@ -9,6 +10,7 @@ import json
 import os
 import re
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.types import Json
 
 TMP_PREFIX = ".tmp-"
+_PIECE = 1 << 20  # bytes of a read
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 
 
@@ -71,6 +74,37 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def file_pieces(path: Path, most: int) -> Iterator[bytes]:
+    """The bytes of a file that others may have made, 1 MiB at a time. Raises OSError for a pipe, a device and more than
+    `most` bytes: sizes are checked first, but may be wrong by the time of the read.
+    """
+    with open(path, "rb", buffering=0, opener=_at_once) as handle:
+        found = os.fstat(handle.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{path} is no regular file")
+        left = most
+        if found.st_size > left:
+            raise _too_large(path, most)
+        while piece := handle.read(_PIECE):
+            left -= len(piece)
+            if left < 0:
+                raise _too_large(path, most)
+            yield piece
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """The bytes of a file that others may have made. Raises OSError as `file_pieces`."""
+    return b"".join(file_pieces(path, most))
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would let it wait for ever
+
+
+def _too_large(path: Path, most: int) -> OSError:
+    return OSError(f"{path} is larger than {most / 2**20:,.10g} MiB")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -15,6 +15,7 @@ from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.text.bounds import CHARACTERS, WORD
 from deepfloyd_core.text.embeds import EmbedsSummary
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,11 @@ def _lost(summary: Summary) -> list[str]:
         lines.append(
             f"{many(summary.truncated, 'text')} longer than {summary.length} tokens lost "
             f"{many(summary.tokens_lost, 'token')} at the end"
+        )
+    if summary.shortened:
+        lines.append(
+            f"{many(summary.shortened, 'caption')} longer than {CHARACTERS:,} characters, or with a word of more than "
+            f"{WORD}, cut there before cleaning"
         )
     if summary.emptied:
         shown = ", ".join(repr(text) for text in summary.emptied_captions)

@@ -62,6 +62,8 @@ def _embeds(embeds: EmbedsSummary) -> Iterator[Fact]:
         f"cut at {embeds.length} tokens",
         f"{many(embeds.truncated, 'text')}, {many(embeds.tokens_lost, 'token')} lost",
     )
+    if embeds.shortened:
+        yield "cut before cleaning", many(embeds.shortened, "caption")
     if embeds.emptied:
         yield "without a word after cleaning", many(embeds.emptied, "caption")
     if embeds.special_tokens_removed:

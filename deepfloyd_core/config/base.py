@@ -1,6 +1,7 @@
 """Shared by all configuration models: frozen, strict, no unknown keys, and errors that name the place and the remedy."""
 
 import difflib
+import io
 import json
 import re
 import tomllib
@@ -23,6 +24,11 @@ class Spec(BaseModel):
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
+FILE_BYTES = 16 << 20  # of a configuration file
+_DEPTH = 32  # lists and tables within each other
+_BITS = 4096  # of an integer; Python writes out 4,300 digits
+_MOST_FAULTS = 20  # that are told of one table
+_LONG_KEY = 100  # characters
 _SHORT_LIST = 16
 _SHORT_VALUE = 60  # characters
 _SECRET = re.compile(r"secret|token$|password|access_key", re.IGNORECASE)
@@ -108,9 +114,13 @@ def _metadata_in(field: FieldInfo) -> Iterator[Any]:
 
 
 def read_config_text(path: Path) -> str:
-    """The text of a configuration file: UTF-8, with or without a byte order mark. Raises ConfigError."""
+    """The text of a configuration file: UTF-8, with or without a byte order mark, at most FILE_BYTES. Raises ConfigError."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as handle:  # or a pipe
+            data = handle.read(FILE_BYTES + 1)
+        if len(data) > FILE_BYTES:
+            raise ConfigError(f"{path} is larger than {FILE_BYTES >> 20} MiB, and no configuration is.")
+        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
     except (OSError, UnicodeDecodeError) as error:
         reason = f"no text in UTF-8 ({error})"
         if isinstance(error, OSError):
@@ -124,14 +134,42 @@ def read_config_file(path: Path) -> Any:
     text = read_config_text(path)
     try:
         if path.suffix.lower() == ".toml":
-            return tomllib.loads(text)
+            return checked_values(tomllib.loads(text))
         lines = ["" if line.lstrip().startswith("#") else line for line in re.split("\r\n?|\n", text)]
         values = json.loads("\n".join(lines), parse_constant=_no_constant, object_pairs_hook=_object)
-        json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair, as \ud800, is no text
+        json.dumps(
+            checked_values(values), ensure_ascii=False
+        ).encode()  # half of a surrogate pair, as \ud800, is no text
         return values
-    except ValueError as error:
+    except (ValueError, RecursionError) as fault:
         kind = "TOML" if path.suffix.lower() == ".toml" else "JSON"
+        error = _TOO_DEEP if isinstance(fault, RecursionError) else fault
         raise ConfigError(f"{path} is not valid {kind}: {error}.{_remedy(str(error), text)}") from None
+
+
+_TOO_DEEP = ValueError("it is nested too deeply")
+
+
+def checked_values(values: Any) -> Any:
+    """Values as a parser gave them. Raises ValueError for what no key can hold and much code fails at: a number that
+    cannot be written out, a zero byte, tables in tables in tables.
+    """
+    level = [values]
+    for _ in range(_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += [*value.keys(), *value.values()]
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, str) and "\0" in value:
+                raise ValueError("a text in it has a zero byte")
+            elif isinstance(value, int) and value.bit_length() > _BITS:
+                raise ValueError("a number in it has thousands of digits")
+        level = inner
+    if level:
+        raise _TOO_DEEP
+    return values
 
 
 # How the parsers' messages start for a backslash that begins no escape, and for a text whose last quotation mark is escaped.
@@ -197,9 +235,14 @@ def shown(key: str, value: Any) -> str:
     return text if len(text) <= _SHORT_VALUE else f"{text[: _SHORT_VALUE - 3]}..."
 
 
+def shortened(key: str) -> str:
+    """A key for a message."""
+    return key if len(key) <= _LONG_KEY else f"{key[:_LONG_KEY]}..."
+
+
 def closest(key: str, known: Iterable[str]) -> str:
     """A remedy for an unknown key: the nearest known keys; if none is near, the list of all, if it is short."""
-    names = sorted(known)
+    names, key = sorted(known), key[:_LONG_KEY]
     likeness = {name: difflib.SequenceMatcher(None, name, key).ratio() for name in names}
     best = max(likeness.values(), default=0.0)
     near = sorted(
@@ -243,12 +286,14 @@ def _fault_lines(model: type[Spec], faults: Iterable[Any], also: tuple[str, ...]
         path = _written_path(model, loc[:-1] if unknown else loc) + unknown
         places.setdefault(tuple(path), []).append(fault)
     inner = {path[:depth] for path in places for depth in range(1, len(path))}
-    told = [_fault_line(model, list(path), found, also) for path, found in places.items() if path not in inner]
+    wrong = [(path, found) for path, found in places.items() if path not in inner]
+    told = [_fault_line(model, list(path), found, also) for path, found in wrong[:_MOST_FAULTS]]
+    told += [f"{len(wrong) - _MOST_FAULTS:,} more keys are wrong."] if len(wrong) > _MOST_FAULTS else []
     return [line for text in told for line in text.split("\n")]  # a model may report several faults among its keys
 
 
 def _fault_line(model: type[Spec], path: list[str], faults: list[Any], also: tuple[str, ...]) -> str:
-    kind, found, name = faults[0]["type"], faults[0].get("input"), ".".join(path)
+    kind, found, name = faults[0]["type"], faults[0].get("input"), shortened(".".join(path))
     if kind == "extra_forbidden":
         known = [*_model_at(model, path[:-1]).model_fields, *(also if len(path) == 1 else ())]
         return f"{name} is not a known key. {closest(path[-1], known)}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepfloyd_core.config.base import closest
+from deepfloyd_core.config.base import checked_values, closest, shortened
 from deepfloyd_core.config.simpletuner import asked_of_switch, plain
 from deepfloyd_core.config.simpletuner_options import ALIASES, SWITCHES
 from deepfloyd_core.config.stages import STAGES
@@ -95,9 +95,14 @@ def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word, such as a path
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text  # a bare word, such as a path
+        return checked_values(value)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ConfigError(f"--set: the value {shortened(text)!r} cannot be used: {why}.") from None
 
 
 def _apply(values: dict[str, Any], override: _Override, path: Path) -> None:

@@ -46,8 +46,8 @@ class SourceKeys(Spec):
     )
     follow_links: bool = key(
         False,
-        says="Follow links that lead out of `instance_data_dir` (`local`). Links of a Hugging Face cache to its "
-        "`blobs` are always followed.",
+        says="Follow links that lead out of `instance_data_dir` (`local`), and read files out of the data set that its "
+        "rows name (`huggingface`). Links of a Hugging Face cache to its `blobs` are always followed.",
         makes=CONTENT,
     )
     aws_bucket_name: str | None = key(None, min_length=1, says="The bucket of `aws`.", makes=CONTENT)
@@ -77,6 +77,12 @@ class SourceKeys(Spec):
         pattern="^[ -~]+$",
         says="User-Agent of downloads; unset: deepfloyd-pipeline and its version. Some servers require a contact "
         "address in it.",
+        makes=CONTENT,
+    )
+    csv_private_addresses: bool = key(
+        False,
+        says="Download from loopback, link-local and private addresses, too; else they are refused, also behind "
+        "redirects and names.",
         makes=CONTENT,
     )
     dataset_name: NameOrPath | None = key(

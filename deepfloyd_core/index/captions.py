@@ -7,6 +7,7 @@ that a crop can have. Pass `repeat` over a picture with n captions takes number 
 
 import random
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -149,9 +150,10 @@ def compiled_filters(lines: tuple[str, ...], where: str = "caption_filter_list")
         sed = _SED.fullmatch(line)
         search, replacement = (sed[1], sed[2].replace("\\/", "/")) if sed else (line, "")
         try:
-            pattern = re.compile(search)
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of sets that may be nested one day
+                pattern = re.compile(search)
             pattern.sub(replacement, "")  # a group that is not there is found here
-        except (re.error, IndexError) as error:
+        except (re.error, IndexError, OverflowError, RecursionError) as error:
             # Not the line, nor what the error quotes of it: the file may be none of filters.
             reason = re.sub(r"'.*'", "...", str(error), flags=re.DOTALL)
             fault = f"{where}: line {number} is no regular expression ({reason})"

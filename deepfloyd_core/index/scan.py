@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from deepfloyd_core.files import TMP_PREFIX, atomic_path, sha256_bytes
 from deepfloyd_core.index.captions import raw_captions
 from deepfloyd_core.index.pairs import with_pairs
 from deepfloyd_core.sources.columns import LISTED, LISTED_BLOCK, TEXTS, InColumns, tabled
+from deepfloyd_core.sources.listing import FILE_BYTES
 from deepfloyd_core.sources.names import count_labels, counted, starts_like_picture
 from deepfloyd_core.sources.picture_bytes import is_heif
 from deepfloyd_core.sources.source import Source, open_source
@@ -37,7 +39,7 @@ log = logging.getLogger(__name__)
 NOTES_DIR = ".scan"
 BLOCK = 4096  # files whose reads are asked for at once
 UNSURE_BYTES = 1 << 28  # more than any picture; a disk image would fill the memory
-FILE_BYTES = 1 << 30  # more than a picture that decode_memory_mib allows by default; each is read whole
+_START = 64  # bytes that tell a file's type
 
 SCAN = pa.schema(
     [
@@ -294,13 +296,16 @@ def _read_all(source: Source, names: pa.ChunkedArray, threads: int, report: Repo
     """The result of reading each file, in their order."""
 
     def read(name: str) -> _Read:
+        digest, start, size = sha256(), b"", 0
         try:
-            data = source.read(name)
+            for piece in source.pieces(name):
+                digest.update(piece)
+                start, size = start + piece[: _START - len(start)], size + len(piece)
         except OSError as error:
             return _Read(0, None, "picture", str(error))
         except MemoryError:
             return _Read(0, None, "picture", "does not fit into the memory that is left")
-        return _Read(len(data), sha256_bytes(data), _looks_like(data[:64]))
+        return _Read(size, digest.hexdigest(), _looks_like(start))
 
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(names), BLOCK):

@@ -13,11 +13,13 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import read_file
 from deepfloyd_core.pictures.colour import BLACK, WHITE, convert, narrow, strips
 from deepfloyd_core.pictures.faults import PIXEL_ERRORS, Unreadable, too_large
 from deepfloyd_core.pictures.geometry import Size
 from deepfloyd_core.pictures.jpeg_scans import Layout, all_scans_are_there, without_detail
 from deepfloyd_core.pictures.plain import Plain, plain
+from deepfloyd_core.sources.listing import FILE_BYTES
 from deepfloyd_core.sources.picture_bytes import HAS_HEIF, JPEG_START, closed, fillers, is_cut, what_it_is, without_text
 
 # By content, not by name. What phones write as multi-picture .jpg (MPO) is opened by the JPEG plugin.
@@ -44,8 +46,8 @@ if HAS_HEIF:
 
     pillow_heif.register_heif_opener(thumbnails=False)  # turns pictures upright itself, and says so in their EXIF
 Image.init()  # `Image.open(formats=...)` raises KeyError for a plugin that is not loaded yet
-# Sizes are checked below, before any pixel is decoded; Pillow's own warning would only repeat that.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Of sizes, which are checked below before any pixel is decoded, and of damage, which the verdict is about.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.MAX_TEXT_CHUNK = 1 << 26  # of what is left without its texts: profiles, of printers up to some megabytes
 
@@ -155,7 +157,7 @@ def read_fitted(path: Path, size: tuple[int, int]) -> Image.Image:
 
 def _read(path: Path, background: tuple[int, int, int] = WHITE) -> Image.Image:
     try:
-        return decode_rgb(path.read_bytes(), background)
+        return decode_rgb(read_file(path, FILE_BYTES), background)
     except (OSError, Unreadable) as error:
         raise ConfigError(f"The picture {path} cannot be read: {error}.") from None
 

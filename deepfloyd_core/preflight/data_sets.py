@@ -12,9 +12,10 @@ from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.source_keys import SOURCE_TYPES
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
-from deepfloyd_core.files import text_lines
+from deepfloyd_core.files import read_file, text_lines
 from deepfloyd_core.index.captions import compiled_filters
 from deepfloyd_core.pictures.faces import missing_detector
+from deepfloyd_core.sources.listing import TEXT_BYTES
 
 
 def size_fault(flavour: Flavour, dataset: ImageDataset, stage: Stage) -> str:
@@ -190,7 +191,7 @@ def _filter_lines(given: str | tuple[str, ...], where: str) -> list[str]:
             raise ConfigError(f"{file} must be a list of strings.")
         return list(lines)
     try:
-        return text_lines(file.read_text(encoding="utf-8-sig"))
+        return text_lines(read_file(file, TEXT_BYTES).decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise ConfigError(f"{where}: caption_filter_list {given!r} cannot be read: {reason}.") from None

@@ -35,6 +35,9 @@ def main(control_fd: str, request: str) -> None:
     fd = fork_on_command(int(control_fd), signal.SIGKILL)
     if fd is not None:
         die_with(starter, signal.SIGKILL)
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno()
+        )  # libtiff and others write what they think of a file
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a thousand killers would leave a thousand memory images
         _answer(Connection(fd), memory_mib, seconds)
 

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepfloyd_core.files import read_file
 from deepfloyd_core.pictures.decode import check_decodes, check_fits, decode_rgb, read_header
 from deepfloyd_core.pictures.faces import find_face
 from deepfloyd_core.pictures.faults import Unreadable
+from deepfloyd_core.sources.listing import FILE_BYTES
 from deepfloyd_core.sources.names import starts_like_picture
 
 
@@ -36,7 +38,7 @@ class Glimpse:
 def glimpse(asked: Asked) -> Glimpse:
     """Look at one file. Raises nothing for a bad one."""
     try:
-        data = Path(asked.path).read_bytes()
+        data = read_file(Path(asked.path), FILE_BYTES)
     except OSError as error:
         return Glimpse(reason="unreadable", detail=str(error.strerror or error))
     if not asked.sure and not starts_like_picture(data[:64]):

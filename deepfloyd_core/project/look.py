@@ -18,13 +18,13 @@ from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.hashing import hash_seed
-from deepfloyd_core.index.scan import FILE_BYTES, UNSURE_BYTES
+from deepfloyd_core.index.scan import UNSURE_BYTES
 from deepfloyd_core.pictures.faces import missing_detector
 from deepfloyd_core.processes.pool import Children, Limits, Lost
 from deepfloyd_core.project.captions import CaptionsSeen, caption_table, seen_captions
 from deepfloyd_core.project.glimpse import Asked, Glimpse, glimpse
 from deepfloyd_core.sources.folder import Folder
-from deepfloyd_core.sources.listing import Listed
+from deepfloyd_core.sources.listing import FILE_BYTES, Listed
 from deepfloyd_core.sources.names import counted, label
 from deepfloyd_core.store.counts import many
 

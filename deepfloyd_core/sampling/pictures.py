@@ -11,12 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from deepfloyd_core.config.base import Spec
+from deepfloyd_core.config.base import FILE_BYTES, Spec
 from deepfloyd_core.config.run_validation import sizes_px
 from deepfloyd_core.config.stage3 import DrawnStage, scale_of, title_of
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DataError, raise_together
-from deepfloyd_core.files import canonical_json
+from deepfloyd_core.files import canonical_json, read_file
 from deepfloyd_core.hashing import digest
 from deepfloyd_core.sources.tables import TABLE_KINDS, table_records
 from deepfloyd_core.store.counts import many, ranges
@@ -215,7 +215,7 @@ def _table(path: Path) -> list[PromptRow]:
 def _texts(path: Path) -> Iterator[PromptRow]:
     """The prompts of a text, one a line, or of a library."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_file(path, FILE_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The file of prompts {path} cannot be read: {error}. Save it as UTF-8.") from None
     if path.suffix.lower() == ".json":

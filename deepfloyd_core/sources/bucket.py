@@ -14,7 +14,7 @@ import fsspec
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.sources.folder import RACY_NS
-from deepfloyd_core.sources.listing import Listed, Texts, printable, read_text
+from deepfloyd_core.sources.listing import PIECE, TEXT_BYTES, Listed, Texts, large_text, printable, read_text
 from deepfloyd_core.sources.names import caption_file, caption_files, kind
 
 TEXTS_AT_ONCE = 1000
@@ -30,11 +30,13 @@ class Bucket:
         self._fs, self._root = open_place(dataset)
         self.name = f"s3://{self._root}"
         self._captions: dict[str, str] = {}  # known once it was listed
+        self._sizes: dict[str, int] = {}  # of large pictures and captions, in bytes
 
     def listing(self) -> Iterator[Listed]:
         """The keys below the prefix that may be pictures, and the others."""
         found = list_files(self._fs, self._root, self.name)
         self._captions = caption_files(found)
+        self._sizes = {name: info["size"] for name, info in found.items() if info["size"] > TEXT_BYTES}
         for name, info in found.items():
             what = kind(name)
             if what == "other" or printable(name) != name:
@@ -45,8 +47,16 @@ class Bucket:
 
     def read(self, name: str) -> bytes:
         """The object's bytes."""
+        return b"".join(self.pieces(name))
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The same, a piece at a time: those of an object that changes meanwhile do not have its hash."""
+        path, size = f"{self._root}/{name}", self._sizes.get(name, 0)
         try:
-            return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+            if size <= PIECE:
+                yield bytes(self._fs.cat_file(path))
+            for start in range(0, size, PIECE) if size > PIECE else ():
+                yield bytes(self._fs.cat_file(path, start=start, end=min(start + PIECE, size)))
         except FileNotFoundError:
             raise
         except failures(self._fs) as error:
@@ -55,8 +65,9 @@ class Bucket:
     def texts(self, names: list[str]) -> list[Texts]:
         """The caption object beside each picture."""
         wanted = [caption_file(name, self._captions) for name in names]
-        keys = {f"{self._root}/{name}": name for name in wanted if name is not None}
         found: dict[str | None, Texts] = {None: Texts()}
+        found |= {name: large_text(name) for name in wanted if name is not None and name in self._sizes}
+        keys = {f"{self._root}/{name}": name for name in wanted if name is not None and name not in found}
         for start in range(0, len(keys), TEXTS_AT_ONCE):
             data = self._fs.cat(list(keys)[start : start + TEXTS_AT_ONCE], on_error="omit")
             found |= {keys[path]: read_text(text, keys[path]) for path, text in data.items()}

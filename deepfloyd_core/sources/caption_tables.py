@@ -18,6 +18,7 @@ from deepfloyd_core.config.data_blocks import CaptionTable
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.sources.columns import as_paths, last_names, lists_at, told, without_extensions
+from deepfloyd_core.sources.listing import cell_text
 from deepfloyd_core.sources.tables import Column, Columns, column_names, table_columns, table_path
 
 log = logging.getLogger(__name__)
@@ -96,10 +97,15 @@ def _names(column: Column) -> pa.Array:
     if isinstance(column, list) or not _is_text(column.type):
         cells = column if isinstance(column, list) else column.to_pylist()
         # JSON can hold half of a surrogate pair.
-        texts = ("" if cell is None else str(cell).encode("utf-8", "backslashreplace").decode() for cell in cells)
+        texts = (_name(cell) for cell in cells)
         column = pa.array(texts, _TEXT)
     trimmed = pc.utf8_trim_whitespace(column.cast(_TEXT))
     return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, _TEXT), trimmed)
+
+
+def _name(cell: Any) -> str:
+    text = cell.decode("utf-8", "backslashreplace") if isinstance(cell, bytes) else "" if cell is None else str(cell)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _captions(table: CaptionTable, block: Columns) -> pa.Array:
@@ -142,9 +148,8 @@ def _texts_of(cell: Any) -> Iterator[str]:
         for part in cell:
             yield from _texts_of(part)
         return
-    text = "" if cell is None or cell != cell else str(cell).strip()  # NaN is how pandas writes "none"
-    if text:
-        yield text.encode("utf-8", "replace").decode()  # JSON can hold half of a surrogate pair
+    if text := cell_text(cell).strip():
+        yield text
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -5,14 +5,15 @@ Pipes and devices are never read. Links that leave the directory are read only i
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 
 from deepfloyd_core.config.data_sets import TABLES, ImageDataset
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.sources.listing import Listed, Texts, printable, read_text
+from deepfloyd_core.files import file_pieces, read_file
+from deepfloyd_core.sources.listing import FILE_BYTES, TEXT_BYTES, Listed, Texts, large_text, printable, read_text
 from deepfloyd_core.sources.names import JUNK_FOLDERS, Kind, caption_file, caption_files, kind
 from deepfloyd_core.sources.tables import table_path
 
@@ -70,7 +71,11 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """The file's bytes."""
-        return (self._root / name).read_bytes()
+        return read_file(self._root / name, FILE_BYTES)
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The same, a piece at a time."""
+        return file_pieces(self._root / name, FILE_BYTES)
 
     def texts(self, names: list[str]) -> list[Texts]:
         """The caption file beside each picture."""
@@ -90,8 +95,11 @@ class Folder:
             path = self._root / folder / text
             if fault := self._leads_out(path):
                 return Texts(None, f"{text} {fault}")
-            # A pipe would never end.
-            return read_text(path.read_bytes(), text) if path.is_file() else Texts(None, f"{text} is not a file")
+            if not path.is_file():
+                return Texts(None, f"{text} is not a file")
+            return (
+                large_text(text) if path.stat().st_size > TEXT_BYTES else read_text(read_file(path, TEXT_BYTES), text)
+            )
         except (OSError, RuntimeError) as error:
             return Texts(None, str(error), passing=True)
 
@@ -114,10 +122,9 @@ class Folder:
         """Why a link is not followed; None: it is followed, or is no link."""
         if self._dataset.follow_links or not path.is_symlink():
             return None
-        real = path.resolve()
-        if any(real.is_relative_to(place) for place in self._inside):
+        if not leads_out(path, self._inside):
             return None
-        return f"is a link to {real}, out of {self._real_root}; {_FOLLOW}"
+        return f"is a link to {path.resolve()}, out of {self._real_root}; {_FOLLOW}"
 
     def _listed(self, entry: Entry, source: str, what: Kind, young: int, text: Entry | None) -> Listed:
         if what == "other" or printable(source) != source:
@@ -141,6 +148,15 @@ class Folder:
             return ""  # what it says changes with the data set's keys
         stamp = _stamp(text, young)
         return f"{text.name}:{stamp}" if stamp else ""
+
+
+def leads_out(path: Path, places: Iterable[Path]) -> bool:
+    """Whether a path, once its links are followed, lies in none of the places, whose links were followed.
+
+    Raises OSError or RuntimeError for a link that leads to itself.
+    """
+    real = path.resolve()
+    return not any(real.is_relative_to(place) for place in places)
 
 
 def _blobs(root: Path) -> list[Path]:

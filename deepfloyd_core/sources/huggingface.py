@@ -1,4 +1,8 @@
-"""A Hugging Face data set: one saved on this machine, or one that `load_dataset` finds by name."""
+"""A Hugging Face data set: one saved on this machine, or one that `load_dataset` finds by name.
+
+A cell has a picture's bytes or names a file. Whoever made the table may name any, so the rules of local folders hold:
+regular files inside of the data set's folder, or for one of the hub of the library's caches.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +12,9 @@ import pyarrow as pa
 
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.sources.listing import Listed, Raw, Texts
+from deepfloyd_core.files import file_pieces
+from deepfloyd_core.sources.folder import leads_out
+from deepfloyd_core.sources.listing import FILE_BYTES, Listed, Raw, Texts, cell_text
 
 
 class Saved:
@@ -36,6 +42,7 @@ class Saved:
                 "caption_column."
             )
         self._pictures = _undecoded(self._rows.select_columns([self._image]), self._dataset)
+        self._places = _places(self._dataset)
 
     def listing(self) -> Iterator[Listed]:
         """Every row."""
@@ -46,10 +53,26 @@ class Saved:
 
     def read(self, name: str) -> bytes:
         """The bytes in the row's cell, or of the file that it names."""
+        return b"".join(self.pieces(name))
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The same, a piece at a time."""
         cell = self._pictures[int(name)][self._image]
         if cell is None or not (cell["bytes"] or cell["path"]):
             raise FileNotFoundError(f"{self.name}: row {name} has no picture")
-        return bytes(cell["bytes"] or Path(cell["path"]).read_bytes())
+        if cell["bytes"]:
+            yield bytes(cell["bytes"])
+            return
+        path = Path(cell["path"])
+        try:
+            if self._dataset.follow_links or not leads_out(path, self._places):
+                yield from file_pieces(path, FILE_BYTES)
+                return
+        except (RuntimeError, ValueError) as error:  # a link to itself before Python 3.13, a zero byte in a name
+            raise OSError(f"row {name} names {str(path)!r}: {error}") from None
+        raise OSError(
+            f"row {name} names {path}, out of {self._places[0]}; set follow_links = true to use what it names"
+        )
 
     def texts(self, names: list[str]) -> list[Texts]:
         """The captions in the row's columns; a list in a cell is several."""
@@ -64,7 +87,8 @@ def _columns(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 def _texts(row: dict[str, Any], columns: tuple[str, ...]) -> Raw:
     cells = [row[name] if isinstance(row[name], list) else [row[name]] for name in columns]
-    return tuple(str(text) for cell in cells for text in cell if text is not None and str(text).strip()) or None
+    texts = (cell_text(part) for cell in cells for part in cell)
+    return tuple(text for text in texts if text.strip()) or None
 
 
 def _open(dataset: ImageDataset) -> Any:
@@ -91,6 +115,19 @@ def _open(dataset: ImageDataset) -> Any:
     if dataset.split not in found:
         raise ConfigError(f"{dataset.id}: split is {dataset.split!r}; the data set has {', '.join(map(repr, found))}.")
     return found[dataset.split]
+
+
+def _places(dataset: ImageDataset) -> list[Path]:
+    """Where files may lie that cells name."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    import datasets
+
+    folder = Path(dataset.dataset_name or "")
+    if folder.is_dir():
+        return [folder.resolve()]
+    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+    return [Path(place).resolve() for place in caches]
 
 
 def _undecoded(rows: Any, dataset: ImageDataset) -> Any:

@@ -1,10 +1,14 @@
 """A file in a source's listing, and the texts that lie with a picture."""
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 from deepfloyd_core.files import text_lines
 from deepfloyd_core.sources.names import Kind
 
+FILE_BYTES = 1 << 30  # of a picture: more than one that decode_memory_mib allows by default
+TEXT_BYTES = 1 << 20  # of a caption file: some thousand captions
+PIECE = 16 << 20  # of an object or a tar member: bytes that are asked for at once
 Raw = tuple[str, ...] | None  # texts as they were found; None: there are none, or they cannot be read
 
 _BOMS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -30,6 +34,18 @@ class Texts(NamedTuple):
     passing: bool = False
 
 
+def cell_text(cell: Any) -> str:
+    """The text in a table's cell; empty where there is none: for bytes that are no UTF-8, a struct and infinity, too."""
+    if cell is None or isinstance(cell, dict | tuple) or (isinstance(cell, float) and not math.isfinite(cell)):
+        return ""  # NaN is how pandas writes "none"
+    if isinstance(cell, bytes):
+        try:
+            return cell.decode("utf-8")
+        except UnicodeDecodeError:
+            return ""
+    return str(cell).encode("utf-8", "replace").decode()  # JSON can hold half of a surrogate pair
+
+
 def printable(source: str) -> str:
     """A name in which everything that is not UTF-8 is written as escapes."""
     if source.isascii():
@@ -40,6 +56,11 @@ def printable(source: str) -> str:
 def text_encoding(data: bytes) -> str:
     """The encoding that the first bytes of a text show for sure; UTF-8 if they show none."""
     return next((encoding for mark, encoding in _BOMS if data.startswith(mark)), "utf-8-sig")
+
+
+def large_text(name: str) -> Texts:
+    """Of a caption file that is too large to be one."""
+    return Texts(None, f"{name} is larger than {TEXT_BYTES >> 20} MiB; no caption is")
 
 
 def read_text(data: bytes, name: str) -> Texts:

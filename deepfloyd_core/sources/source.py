@@ -28,7 +28,10 @@ class Source(Protocol):
         """Every file, in any order, also those that are no input. Raises DataError when nothing can be listed."""
 
     def read(self, name: str) -> bytes:
-        """A picture's bytes. Raises OSError when they cannot be read."""
+        """A picture's bytes. Raises OSError when they cannot be read, or are more than FILE_BYTES."""
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The same, a piece at a time: a scan hashes many at once, and need not hold them."""
 
     def texts(self, names: list[str]) -> list[Texts]:
         """The captions that lie with the pictures; called after `listing`."""

@@ -3,11 +3,13 @@
 import csv
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import IO, TYPE_CHECKING, Any, Union
 
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError, DataError
@@ -22,6 +24,8 @@ Column = Union["pa.Array", list[Any]]  # texts and lists of texts, all of them U
 Columns = dict[str, Column]
 TABLE_KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _BOM = "\ufeff"
+_MOST_NAMES, _SHOWN = 40, 60  # columns that a message names, and characters of each
+_LINE = 1 << 24  # characters of a row
 _BLOCK = 1 << 16  # rows of a text that are Python objects at once
 
 
@@ -89,7 +93,10 @@ def _named_faults(kind: str, where: str) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise DataError(f"{where} cannot be read as {kind}: it is no UTF-8 text ({error}). Save it as UTF-8.") from None
-    except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
+    except RecursionError:
+        raise DataError(f"{where} cannot be read as {kind}: it is nested too deeply.") from None
+    # pyarrow's errors are ValueErrors and OSErrors; of a date beyond those of Python OverflowError, of a time zone KeyError.
+    except (OSError, ValueError, OverflowError, KeyError, csv.Error) as error:
         raise DataError(f"{where} cannot be read as {kind}: {error}") from None
 
 
@@ -144,7 +151,7 @@ def _csv(path: Path, columns: list[str], where: str) -> Iterator[list[str]]:
     """The cells of the first line, then of each row that is not blank."""
     sign = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding=_encoding(path), newline="") as handle:
-        reader = csv.reader(handle, delimiter=sign, strict=True)
+        reader = csv.reader(_lines(handle), delimiter=sign, strict=True)
         head = next(reader, [])
         _check_columns(columns, head, where, head=True)
         yield head
@@ -171,28 +178,36 @@ def _jsonl(path: Path, columns: list[str], where: str) -> Iterator[Record]:
     name, nameless = columns[0], ""
     decode = json.JSONDecoder(object_pairs_hook=_object).decode  # `json.loads` would make one for each line
     with path.open(encoding=_encoding(path)) as handle:
-        for number, line in enumerate(handle, 1):
+        for number, line in enumerate(_lines(handle), 1):
             if not line.strip():
                 continue
             try:
                 record = (json.loads if line[0] == _BOM else decode)(line)  # `json.loads` names the mark
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
+            except RecursionError:
+                raise ValueError(f"line {number} is nested too deeply") from None
             if not isinstance(record, dict):
                 raise ValueError(f"line {number} is {type(record).__name__}, not an object")
             seen |= dict.fromkeys(record)
             if name not in record and not nameless:
-                nameless = f"line {number} has no {name!r}; it has {', '.join(map(repr, record)) or 'nothing'}"
+                nameless = f"line {number} has no {name!r}; it has {_named(record)}"
             if nameless and name in seen:
                 raise ValueError(nameless)  # in whichever order; where no line has the name, the column is wrong
             yield record
     _check_columns(columns, list(seen), where)
 
 
+def _lines(handle: IO[str]) -> Iterator[str]:
+    """The lines of a text. One that is too long to be a row is cut, and then is none: it does not fill the memory."""
+    return iter(partial(handle.readline, _LINE), "")
+
+
 def _object(pairs: list[tuple[str, Any]]) -> Record:
     record = dict(pairs)
     if len(record) < len(pairs):
-        raise ValueError(f"a name occurs twice: {', '.join(name for name, _ in pairs)}")
+        names = Counter(name for name, _ in pairs)
+        raise ValueError(f"a name occurs twice: {names.most_common(1)[0][0]}")
     return record
 
 
@@ -207,8 +222,13 @@ def _check_columns(columns: list[str], known: list[str], where: str, head: bool 
         if known.count(name) > 1:
             raise ConfigError(f"{where} has {known.count(name)} columns {name!r}. Rename all but one of them.")
         if name not in known:
-            told = _near(name, known) if head else f"it has {', '.join(map(repr, known)) or 'none'}."
+            told = _near(name, known) if head else f"it has {_named(known)}."
             raise ConfigError(f"{where} has no column {name!r}; {told}")
+
+
+def _named(names: Iterable[str]) -> str:
+    shown = [repr(name)[:_SHOWN] for name in islice(names, _MOST_NAMES + 1)]
+    return ", ".join([*shown[:_MOST_NAMES], *(["..."] if len(shown) > _MOST_NAMES else [])]) or "none"
 
 
 def _near(name: str, head: list[str]) -> str:

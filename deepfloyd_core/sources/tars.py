@@ -12,7 +12,16 @@ from typing import Any
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.sources.bucket import failures, list_files, open_place, stamp
-from deepfloyd_core.sources.listing import Listed, Texts, printable, read_text
+from deepfloyd_core.sources.listing import (
+    FILE_BYTES,
+    PIECE,
+    TEXT_BYTES,
+    Listed,
+    Texts,
+    large_text,
+    printable,
+    read_text,
+)  # fmt: skip
 from deepfloyd_core.sources.names import caption_file, caption_files, kind
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -57,18 +66,26 @@ class Tars:
 
     def read(self, name: str) -> bytes:
         """The member's bytes."""
+        return b"".join(self.pieces(name))
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The same, a piece at a time."""
         stem, _, member = name.partition(".tar/")
         tar = f"{stem}.tar"
         try:
             offset, size = self._members(tar)[member]
-            data = bytes(self._fs.cat_file(f"{self._root}/{tar}", start=offset, end=offset + size))
+            if size > FILE_BYTES:
+                raise OSError(f"larger than {FILE_BYTES >> 20:,} MiB")
+            for start in range(offset, offset + size, PIECE):
+                end = min(start + PIECE, offset + size)
+                data = bytes(self._fs.cat_file(f"{self._root}/{tar}", start=start, end=end))
+                if len(data) != end - start:
+                    raise OSError("the tar ends inside it")
+                yield data
         except (KeyError, tarfile.TarError):
             raise FileNotFoundError(f"{self.name}/{tar} has no member {member}") from None
         except failures(self._fs) as error:
             raise OSError(f"{self.name}/{tar}/{member}: {error}") from error
-        if len(data) != size:
-            raise OSError(f"{self.name}/{tar} ends inside {member}")
-        return data
 
     def texts(self, names: list[str]) -> list[Texts]:
         """The caption member beside each picture, of the same tar."""
@@ -78,7 +95,10 @@ class Tars:
         stem, _, member = name.partition(".tar/")
         try:
             text = caption_file(member, self._captions(f"{stem}.tar"))
-            return read_text(self.read(f"{stem}.tar/{text}"), text) if text else Texts()
+            if text is None:
+                return Texts()
+            large = self._members(f"{stem}.tar")[text][1] > TEXT_BYTES
+            return large_text(text) if large else read_text(self.read(f"{stem}.tar/{text}"), text)
         except OSError as error:
             return Texts(None, str(error), passing=True)
 

@@ -1,18 +1,16 @@
 """A table of URLs with captions: each picture is downloaded once, into a folder that later runs read.
 
-A download has a limit on its total time, not only between bytes, and a size limit: so a slow or endless answer costs
-only one ledger row. The next run retries failed downloads.
+A download has limits (`downloads`), so a slow or endless answer costs only one ledger row. The next run retries failed
+downloads.
 """
 
 import os
-import time
 from array import array
 from collections.abc import Iterator
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,18 +18,13 @@ import pyarrow.compute as pc
 from deepfloyd_core.config.data_blocks import CaptionTable
 from deepfloyd_core.config.data_sets import TABLES, ImageDataset
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.files import sha256_bytes, write_bytes
+from deepfloyd_core.files import file_pieces, sha256_bytes
 from deepfloyd_core.sources.caption_tables import TableTexts, table_texts
 from deepfloyd_core.sources.columns import LISTED, LISTED_BLOCK, TEXTS, in_blocks, lists_at, told
-from deepfloyd_core.sources.listing import Listed, Texts
+from deepfloyd_core.sources.downloads import AT_ONCE, download, download_client
+from deepfloyd_core.sources.listing import FILE_BYTES, Listed, Texts
 from deepfloyd_core.store.provenance import DISTRIBUTION
 
-TRIES = 3
-TIMEOUT = httpx.Timeout(20.0, connect=10.0)  # seconds without a byte
-WHOLE_S = 120.0
-MAX_BYTES = 256 << 20
-_AGAIN = (408, 429, 500, 502, 503, 504)  # statuses that may heal
-_LONGEST_WAIT_S = 30.0
 _URL = "^[hH][tT][tT][pP][sS]?://"  # not (?i), which also takes a long s
 _DIGEST, _BYTES = 32, pa.large_binary()  # bytes of a sha256
 
@@ -39,7 +32,7 @@ _DIGEST, _BYTES = 32, pa.large_binary()  # bytes of a sha256
 class Urls:
     """`type = csv` or `parquet`. A picture's name is its URL."""
 
-    threads, lost = 32, "download_failed"
+    threads, lost = AT_ONCE, "download_failed"
 
     def __init__(self, dataset: ImageDataset) -> None:
         self._dataset, self._kept = dataset, Path(dataset.csv_cache_dir or "")
@@ -49,10 +42,7 @@ class Urls:
             raise ConfigError(f"{dataset.id}: csv_file is {self.name!r}, and there is no such file.")
         # Servers refuse the names of libraries.
         agent = dataset.csv_user_agent or f"{DISTRIBUTION}/{metadata.version(DISTRIBUTION)}"
-        self._client = httpx.Client(
-            headers={"User-Agent": agent}, follow_redirects=True, timeout=TIMEOUT,
-            limits=httpx.Limits(max_connections=32),
-        )  # fmt: skip
+        self._client = download_client(agent, dataset.csv_private_addresses)
         self._captions: TableTexts | None = None  # of each URL, known once it was listed
 
     def _read_table(self) -> TableTexts:
@@ -119,13 +109,15 @@ class Urls:
 
     def read(self, name: str) -> bytes:
         """The bytes that an earlier run kept, else a download."""
+        return b"".join(self.pieces(name))
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The same, a piece at a time."""
         file = Path(self._file(name))
-        if file.is_file():
-            return file.read_bytes()
-        data = self._download(name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, data)
-        return data
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            download(self._client, name, file)
+        yield from file_pieces(file, FILE_BYTES)
 
     def texts(self, names: list[str]) -> list[Texts]:
         """The captions beside the URL."""
@@ -142,38 +134,3 @@ class Urls:
     def _file(self, url: str) -> str:
         digest = sha256_bytes(url.encode())
         return f"{self._kept}/{digest[:2]}/{digest}"
-
-    def _download(self, url: str) -> bytes:
-        for attempt in range(1, TRIES + 1):
-            wait_s = 0.5 * 2**attempt
-            try:
-                with self._client.stream("GET", url) as answer:
-                    if answer.status_code == 200:
-                        return _body(answer, url)
-                    error = OSError(f"{url}: HTTP {answer.status_code} {answer.reason_phrase}".rstrip())
-                    if answer.status_code not in _AGAIN:
-                        raise error
-                    wait_s = _asked_wait_s(answer, wait_s)
-            except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as failure:
-                error = OSError(f"{url}: {str(failure) or type(failure).__name__}")
-                if isinstance(failure, (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects)):
-                    raise error from failure
-            if attempt < TRIES:
-                time.sleep(wait_s)
-        raise error
-
-
-def _body(answer: httpx.Response, url: str) -> bytes:
-    data, end = bytearray(), time.monotonic() + WHOLE_S
-    for piece in answer.iter_bytes():
-        data += piece
-        if len(data) > MAX_BYTES:
-            raise OSError(f"{url}: more than {MAX_BYTES >> 20} MiB")
-        if time.monotonic() > end:
-            raise OSError(f"{url}: not done after {WHOLE_S:g} s")
-    return bytes(data)
-
-
-def _asked_wait_s(answer: httpx.Response, default_s: float) -> float:
-    asked = answer.headers.get("retry-after", "")
-    return min(float(asked), _LONGEST_WAIT_S) if asked.isdigit() else default_s

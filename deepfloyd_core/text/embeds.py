@@ -56,6 +56,7 @@ class EmbedsSummary(Summary):
     width: int  # of a row
     bytes: int
     encoded_by_this_process: int
+    shortened: int = 0  # captions that were cut before cleaning, see `bounds`
 
 
 class PartSummary(Summary):

@@ -33,6 +33,7 @@ from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.parts import finish_part, part_is_whole, take_part
 from deepfloyd_core.store.reuse import files_as_recorded, worth_keeping
+from deepfloyd_core.text.bounds import bounded
 from deepfloyd_core.text.embed_file import VALUE_BYTES, EmbedFile, embed_schema, stored_row, write_embed_file
 from deepfloyd_core.text.embeds import (
     CAPTIONS,
@@ -112,6 +113,7 @@ def encode_captions(job: Job[EncodeRequest]) -> EmbedsSummary:
         width=int(plan.schema.metadata[b"width"]),
         bytes=sum(file.stat().st_size for file in out.glob(FILES)),
         encoded_by_this_process=encoded_now,
+        shortened=sum(bounded(caption) != caption for caption in request.captions),
     )
 
 

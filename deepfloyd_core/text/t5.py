@@ -37,6 +37,7 @@ from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import weight_files
 from deepfloyd_core.models.text_encoders import TEXT_ENCODERS
 from deepfloyd_core.models.torch_device import computes_bf16
+from deepfloyd_core.text.bounds import bounded
 from deepfloyd_core.text.quantize import quantize
 from deepfloyd_core.types import Report, no_report
 
@@ -78,12 +79,12 @@ class _Batch:
 def clean_captions(captions: list[str], special: list[str]) -> tuple[list[str], int]:
     """Captions cleaned as in `IFPipeline.__call__`, without `special` tokens, and how many of those tokens there were.
 
-    The pipeline's own function cleans; it needs ftfy and beautifulsoup4. It takes `</s>` for a tag and drops it.
-    Special tokens of another tokenizer may remain and are removed here, because a literal one would end a text, or pad
-    it.
+    The pipeline's own function cleans what `bounded` leaves; it needs ftfy and beautifulsoup4. It takes `</s>` for a tag
+    and drops it. Special tokens of another tokenizer may remain and are removed here, because a literal one would end a
+    text, or pad it.
     """
     cleaner = object.__new__(IFPipeline)  # the method uses no component
-    texts = list(cleaner._text_preprocessing(captions, clean_caption=True))
+    texts = list(cleaner._text_preprocessing([bounded(caption) for caption in captions], clean_caption=True))
     found = sum(text.count(token) for text in (*captions, *texts) for token in special)
     for token in special if found else ():
         texts = [text.replace(token, " ") for text in texts]

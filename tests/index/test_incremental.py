@@ -18,6 +18,7 @@ from artifact_rows import live_rows
 from data_world import DataWorld
 from PIL import Image
 
+from deepfloyd_core import files
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.index import captions
 from deepfloyd_core.index import scan as scans
@@ -51,14 +52,15 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     for method in ("read_bytes", "read_text"):
         monkeypatch.setattr(Path, method, recorded(getattr(Path, method), names))
+    monkeypatch.setattr(files, "_at_once", recorded(files._at_once, names))
     return names
 
 
 def recorded(real: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
-    """A method of a path that also notes the path's name."""
+    """A function of a path that also notes the path's name."""
 
-    def method(path: Path, *arguments: Any, **options: Any) -> Any:
-        names.append(path.name)
+    def method(path: Path | str, *arguments: Any, **options: Any) -> Any:
+        names.append(Path(path).name)
         return real(path, *arguments, **options)
 
     return method
@@ -164,15 +166,15 @@ def test_a_file_that_no_memory_holds_is_a_row(world: DataWorld, monkeypatch: pyt
         with (world.folder / "pictures" / name).open("wb") as handle:
             handle.truncate(20 << 30)
     world.add("much.png", noise(1))
-    read, real = [], Path.read_bytes
+    read, real = [], files._at_once
 
-    def read_bytes(self: Path) -> bytes:
-        read.append(self.name)
-        if self.name == "much.png" or self.stat().st_size > 1 << 30:
+    def opened(path: str, flags: int) -> int:
+        read.append(Path(path).name)
+        if read[-1] == "much.png":
             raise MemoryError
-        return real(self)
+        return real(path, flags)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(files, "_at_once", opened)
     rows = {row["source"]: (row["reason"], row["detail"]) for row in scan(world.load(stages=(1,))).to_pylist()}
     assert rows == {
         "a.png": (None, None),
@@ -188,15 +190,15 @@ def test_a_caption_that_could_not_be_read_once_is_read_by_the_next_run(
     for name in ("a", "b"):
         world.add(f"{name}.png", noise(ord(name)), f"caption {name}")
     run = world.load(stages=(1,))
-    real = Path.read_bytes
+    real = files._at_once
     broken = [True]
 
-    def read_bytes(self: Path) -> bytes:
-        if broken[0] and self.name == "b.txt":
-            raise OSError(5, "Input/output error", str(self))
-        return real(self)
+    def opened(path: str, flags: int) -> int:
+        if broken[0] and path.endswith("b.txt"):
+            raise OSError(5, "Input/output error", path)
+        return real(path, flags)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(files, "_at_once", opened)
     assert scan(run)["captions"].to_pylist() == [["caption a"], None]
     broken[0] = False
     assert scan(run)["captions"].to_pylist() == [["caption a"], ["caption b"]]
@@ -231,14 +233,14 @@ def test_of_a_picture_that_became_something_else_nothing_is_remembered(
         path.symlink_to("/etc/hostname")
     else:
         path.write_bytes(b"new")
-        real = Path.read_bytes
+        real = files._at_once
 
-        def refusing(self: Path) -> bytes:
-            if self.name == "a.png":
+        def refusing(path: str, flags: int) -> int:
+            if path.endswith("a.png"):
                 raise PermissionError
-            return real(self)
+            return real(path, flags)
 
-        monkeypatch.setattr(Path, "read_bytes", refusing)
+        monkeypatch.setattr(files, "_at_once", refusing)
     row = scan(run).to_pylist()[0]
     assert (row["source"], row["sha256"], row["captions"]) == ("a.png", None, None)
     with_notes = scan(run)

@@ -1,16 +1,13 @@
 """Pictures from buckets, URLs, saved data sets and tar files: the same ledger and the same shards as from a folder."""
 
-import csv
 import hashlib
 import http.client
 import io
 import os
 import tarfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -20,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_world import DataWorld
+from picture_site import Site, serving, serving_site, table_of_urls, whole
 from PIL import Image
 from s3_server import s3_server
 
@@ -31,7 +29,7 @@ from deepfloyd_core.index.ledger import read_index
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.pool import Children, Limits
-from deepfloyd_core.sources import urls
+from deepfloyd_core.sources import downloads
 from deepfloyd_core.sources.source import SOURCES, open_source
 
 SIZE = {"resolution": 64, "minimum_image_size": 64, "crop_style": "random"}
@@ -158,13 +156,13 @@ def test_only_changed_and_new_objects_are_read_again(
     run = world.load(in_bucket(bucket, s3), stages=(1,))
     first = scan(run)
     source, read = open_source(run.datasets[0]), list[str]()
-    real = source.read
+    real = source.pieces
 
-    def recorded(name: str) -> bytes:
+    def recorded(name: str) -> Iterator[bytes]:
         read.append(name)
         return real(name)
 
-    monkeypatch.setattr(source, "read", recorded)
+    monkeypatch.setattr(source, "pieces", recorded)
     assert scan(run).equals(first)
     assert read == []
     bucket.put_object(Key="set/01.png", Body=picture(50))
@@ -223,7 +221,7 @@ def test_refused_and_cut_answers_are_asked_for_again(
     world: DataWorld, bucket: Any, s3: str, from_folder: FromFolder
 ) -> None:
     _Proxy.target, _Proxy.seen, _Proxy.spoilt = s3.removeprefix("http://"), {}, 0
-    with _serving(_Proxy) as endpoint:
+    with serving(_Proxy) as endpoint:
         run = world.load(in_bucket(bucket, endpoint), stages=(1,))
         assert ledger(world, run) == from_folder[0]
     assert _Proxy.spoilt > 8
@@ -247,70 +245,17 @@ def test_credentials_of_the_data_file_reach_no_artifact_and_no_note(world: DataW
 # ---- URLs: a server with slow, short, wrong and missing answers ----
 
 
-@dataclass
-class Site:
-    """What a server answers, and how often each path was asked for."""
-
-    answers: dict[str, Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=dict)
-    asked: dict[str, int] = field(default_factory=dict)
-    url: str = ""
-
-
-class _serving:
-    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-
-    def __enter__(self) -> str:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def whole(data: bytes, status: int = 200, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        if "content_length" not in headers:
-            handler.send_header("Content-Length", str(len(data)))
-        handler.end_headers()
-        handler.wfile.write(data)
-
-    return answer
-
-
 @pytest.fixture
 def site() -> Iterator[Site]:
-    site = Site()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            site.asked[self.path] = site.asked.get(self.path, 0) + 1
-            site.answers.get(self.path, whole(b"", 404))(self)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with _serving(Handler) as site.url:
+    with serving_site() as site:
         yield site
-
-
-def table_of_urls(world: DataWorld, rows: list[tuple[str, str]], **keys: Any) -> dict[str, Any]:
-    with (world.folder / "table.csv").open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        writer.writerows([("url", "caption"), *rows])
-    where = {"csv_file": str(world.folder / "table.csv"), "csv_cache_dir": str(world.folder / "downloads")}
-    return {"type": "csv", "caption_strategy": "csv", **where, **SIZE, **keys}
 
 
 def test_a_table_of_urls_gives_what_a_folder_gives_and_is_downloaded_once(
     world: DataWorld, site: Site, from_folder: FromFolder
 ) -> None:
     site.answers = {f"/{name}?w=1": whole(data) for name, data in PICTURES.items()}
-    entry = table_of_urls(world, [(f"{site.url}/{name}?w=1", CAPTIONS[name]) for name in PICTURES])
+    entry = table_of_urls(world.folder, [(f"{site.url}/{name}?w=1", CAPTIONS[name]) for name in PICTURES])
     run = world.load(entry, stages=(1,))
     assert (ledger(world, run), pixels(world, run)) == from_folder
     assert set(site.asked.values()) == {1}
@@ -332,7 +277,7 @@ def test_downloads_say_whose_they_are_and_the_ledger_what_was_answered(
         whole(picture(1))(handler)
 
     site.answers = {"/good": answer, "/shut": whole(b"", 403)}
-    entry = table_of_urls(world, [(f"{site.url}/{name}", "x") for name in ("good", "shut", "gone")])
+    entry = table_of_urls(world.folder, [(f"{site.url}/{name}", "x") for name in ("good", "shut", "gone")])
     entry |= {"csv_user_agent": key} if key else {}
     rows = {row.source: row for row in read_index(world.index(world.load(entry, stages=(1,), max_rejected_share=1.0)))}
     assert agents == [says]
@@ -344,7 +289,9 @@ def test_downloads_say_whose_they_are_and_the_ledger_what_was_answered(
 
 def test_another_failure_of_a_download_is_not_another_data_set(world: DataWorld, site: Site) -> None:
     site.answers = {"/good": whole(picture(1)), "/shut": whole(b"", 403)}
-    run = world.load(table_of_urls(world, [(f"{site.url}/{name}", "x") for name in ("good", "shut")]), stages=(1,))
+    run = world.load(
+        table_of_urls(world.folder, [(f"{site.url}/{name}", "x") for name in ("good", "shut")]), stages=(1,)
+    )
     first = index_request(run, scan(run)).fingerprint
     site.answers["/shut"] = whole(b"", 410)
     assert index_request(run, scan(run)).fingerprint == first
@@ -353,7 +300,7 @@ def test_another_failure_of_a_download_is_not_another_data_set(world: DataWorld,
 @pytest.mark.parametrize("agent", ["", "two\nlines", "Füchse"])
 def test_an_agent_that_no_header_can_hold_is_refused(world: DataWorld, agent: str) -> None:
     with pytest.raises(ConfigError, match="csv_user_agent"):
-        world.load(table_of_urls(world, [("http://x/y", "x")]) | {"csv_user_agent": agent})
+        world.load(table_of_urls(world.folder, [("http://x/y", "x")]) | {"csv_user_agent": agent})
 
 
 def test_a_parquet_table_of_urls_with_lists_of_captions(world: DataWorld, site: Site) -> None:
@@ -362,7 +309,7 @@ def test_a_parquet_table_of_urls_with_lists_of_captions(world: DataWorld, site: 
         {"link": [f"{site.url}/a", f"{site.url}/b", f"{site.url}/a", None], "say": [["x", "y"], ["z"], ["w"], ["v"]]}
     )
     pq.write_table(table, world.folder / "table.parquet")
-    entry = table_of_urls(world, []) | {
+    entry = table_of_urls(world.folder, []) | {
         "type": "parquet", "caption_strategy": "parquet", "csv_file": str(world.folder / "table.parquet"),
         "csv_url_column": "link", "csv_caption_column": "say",
     }  # fmt: skip
@@ -373,8 +320,8 @@ def test_a_parquet_table_of_urls_with_lists_of_captions(world: DataWorld, site: 
 def test_bad_answers_are_rows_of_the_ledger_and_what_heals_is_asked_again(
     world: DataWorld, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(urls, "WHOLE_S", 1.0)
-    monkeypatch.setattr(urls, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(downloads, "WHOLE_S", 1.0)
+    monkeypatch.setattr(downloads, "MAX_BYTES", 1 << 20)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     good = picture(1)
 
@@ -412,7 +359,7 @@ def test_bad_answers_are_rows_of_the_ledger_and_what_heals_is_asked_again(
     rows += [("file:///etc/passwd", "a file"), ("http://127.0.0.1:9/x", "nobody"), ("http://[::", "no address")]
     monkeypatch.setattr(time, "sleep", lambda _: None)
     found = {row.source.removeprefix(site.url): row.reason for row in read_index(world.index(world.load(
-        table_of_urls(world, rows), stages=(1,), max_rejected_share=1.0)))}  # fmt: skip
+        table_of_urls(world.folder, rows), stages=(1,), max_rejected_share=1.0)))}  # fmt: skip
     lost = {"/cut", "/slow", "/large", "/500", "/loop", "/404", "/out", "http://127.0.0.1:9/x", "http://[::"}
     expected = dict.fromkeys(lost, "download_failed") | {"/good": None, "/heals": None, "/moved": None}
     expected |= {"/page": "unsupported", "/empty": "unsupported", "file:///etc/passwd": "not_a_url"}

@@ -160,6 +160,17 @@ def test_captions_without_a_word_after_cleaning_are_counted_and_named(world: Emb
     assert len(ending(plain, plain.summary(EmbedsSummary))) == 1
 
 
+def test_captions_that_clean_slowly_are_cut_and_counted(world: EmbedWorld) -> None:
+    """Cleaning takes time that grows with the square of a word's length: half a minute for one of these."""
+    slow = ["a" * 80_000, "a." * 100_000, "<a b" * 50_000, f"a{' ' * 80_000}b", f"a star {'b' * 600}", "a star, " * 600]
+    start = time.monotonic()
+    made = world.make([*slow, "a star", "b" * 512])
+    assert time.monotonic() - start < 10
+    assert made.manifest.summary["shortened"] == len(slow)
+    assert any(line.startswith("6 captions longer than 4,096") for line in ending(made, made.summary(EmbedsSummary)))
+    assert t5.clean_captions([slow[3], f"a star {'b' * 600} c"], [])[0] == ["a b", f"a star {'b' * 512} c"]
+
+
 def test_captions_that_clean_to_one_text_share_a_row(world: EmbedWorld) -> None:
     made = world.make(["A Red Circle", "a red circle", "a red circle  ", "a blue circle"])
     assert (made.manifest.summary["captions"], made.manifest.summary["texts"], made.manifest.summary["encoded"]) == (

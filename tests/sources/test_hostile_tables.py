@@ -1,0 +1,85 @@
+"""Tables that were made to break a reader: a named error, or a row of the ledger for each cell that is no caption."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data_world import DataWorld
+
+from deepfloyd_core.errors import DeepFloydError
+from deepfloyd_core.index.scan import scan
+
+Captions = list[list[str] | None]
+
+
+def parquet(cells: pa.Array) -> Callable[[Path], None]:
+    return lambda path: pq.write_table(pa.table({"f": ["a", "b"], "c": cells}), path)
+
+
+def captions(world: DataWorld, write: Callable[[Path], object], kind: str = "parquet") -> Captions:
+    for name in ("a", "b"):
+        world.add(f"{name}.png", np.full((80, 90, 3), ord(name), np.uint8), None)
+    write(world.folder / f"t.{kind}")
+    block: dict[str, Any] = {"path": str(world.folder / f"t.{kind}"), "filename_column": "f", "caption_column": "c"}
+    block["identifier_includes_extension"] = False
+    run = world.load({"caption_strategy": kind, "parquet": block}, stages=(1,))
+    return [row["captions"] or None for row in scan(run).to_pylist()]
+
+
+def lines(*cells: str) -> Callable[[Path], object]:
+    """JSON lines."""
+    rows = [f'{{"f": "{name}", "c": {cell}}}' for name, cell in zip("ab", cells, strict=True)]
+    return lambda path: path.write_text("\n".join(rows))
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [[b"\xff\xfe", b"text"], [float("inf"), None], [{"a": 1}, None], [[b"\xff"], [b"text"]]],
+    ids=["bytes", "infinity", "struct", "list of bytes"],
+)
+def test_a_cell_that_is_no_text_is_no_caption(world: DataWorld, cells: list[Any]) -> None:
+    if cells[1] is None:  # a table without any caption is an error of its own
+        cells = [cells[0], cells[0]]
+        with pytest.raises(DeepFloydError, match="has no caption for any"):
+            captions(world, parquet(pa.array(cells)))
+    else:
+        assert captions(world, parquet(pa.array(cells))) == [None, ["text"]]
+
+
+@pytest.mark.parametrize("cell", ["1e999", "-Infinity", "NaN", '{"a": 1}', "[1e999]", "null"])
+def test_a_value_of_json_that_is_no_text_is_no_caption(world: DataWorld, cell: str) -> None:
+    assert captions(world, lines(cell, '["a star", 7, 1e999]'), "jsonl") == [None, ["a star", "7"]]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pa.array([2**31 - 1, 0], pa.int32()).cast(pa.date32()), pa.array([2**63 - 1, 0], pa.int64()).cast(pa.duration("s")),
+        pa.array([2**62, 0], pa.int64()).cast(pa.time64("us")), pa.array([0, 0], pa.timestamp("s", tz="No/Where")),
+    ],
+    ids=["date", "duration", "time", "time zone"],
+)  # fmt: skip
+def test_a_value_that_python_cannot_hold_is_one_error(world: DataWorld, cells: pa.Array) -> None:
+    with pytest.raises(DeepFloydError, match=r"t\.parquet cannot be read as parquet"):
+        captions(world, parquet(cells))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("jsonl", '{"f": "a", "c": ' + "[" * 100_000), ("jsonl", '{"f": "a", "c": ' + '{"a":' * 100_000),
+        ("jsonl", '{"f": "a", "c": ' + "1" * 5000 + "}"), ("jsonl", '{"f": "a", "c": "' + "x" * (40 << 20) + '"}'),
+        ("jsonl", "{" + ",".join(f'"key_{number}": 1' for number in range(50_000)) + "}"),
+        ("jsonl", "{" + ",".join('"key": 1' for _ in range(50_000)) + "}"),
+        ("csv", "f,c\na," + "x," * (20 << 20)), ("csv", ",".join(f"key_{number}" for number in range(50_000)) + "\n"),
+    ],
+    ids=["lists", "objects", "digits", "long line", "keys", "one key", "cells", "columns"],
+)  # fmt: skip
+def test_a_line_that_breaks_a_reader_is_one_short_error(world: DataWorld, kind: str, text: str) -> None:
+    with pytest.raises(DeepFloydError) as error:
+        captions(world, lambda path: path.write_text(text), kind)
+    assert "t." in str(error.value) and len(str(error.value)) < 4000
