@@ -94,16 +94,19 @@ def write_sealed(path: Path, record: Json) -> None:
     write_bytes(path, _sealed_text({**record, "seal": seal}).encode())
 
 
-def read_sealed(path: Path, remedy: str = "Remove its directory to have it rebuilt") -> Json:
+def read_sealed(path: Path, remedy: str) -> Json:
     """Read a sealed record. Raises ArtifactError, whose message ends with the remedy, when any byte has changed, and
     OSError that names the file.
+
+    remedy: a sentence without its full stop. What lies beside a damaged record may be all that is left of a version or a
+    training, so no remedy removes a directory.
     """
     data = read_bytes(path)
     try:
         record: Json = json.loads(data)
         seal = record.pop("seal")
         whole = _sealed_text({**record, "seal": seal}).encode() == data
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a sealed record ({error}). {remedy}.") from None
     if not whole or seal != sha256_bytes(canonical_json(record).encode()):
         raise ArtifactError(f"{path} was changed after it was written. {remedy}.")

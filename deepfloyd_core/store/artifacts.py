@@ -334,7 +334,7 @@ def _log_left(workspace: Path, request: Request) -> None:
     ]  # fmt: skip
     newest = left[-1] if left else None
     try:
-        old = read_sealed(newest) if newest else None
+        old = read_sealed(newest, "It is written anew") if newest else None
     except (ArtifactError, OSError):  # damaged, finished or collected meanwhile
         return
     if newest and old:

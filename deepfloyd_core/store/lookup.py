@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.errors import ArtifactError, ConfigError
-from deepfloyd_core.files import read_sealed
 from deepfloyd_core.store.artifacts import REQUEST, Request
 from deepfloyd_core.store.collected import FOLDER as COLLECTED
 from deepfloyd_core.store.collected import Collected, collected
 from deepfloyd_core.store.events import SERVING
 from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
+from deepfloyd_core.store.unfinished import read_request
 from deepfloyd_core.store.versions import Version, find_version, versions
 
 _SHOWN = 5  # of the artifacts that a text names
@@ -65,7 +65,7 @@ def known_artifact(workspace: Path, name: str) -> Known:
     path = workspace / name
     if not (path / MANIFEST).exists():
         if (path / REQUEST).exists():
-            return Known(name, path, Request(path.parent.name, **read_sealed(path / REQUEST)))
+            return Known(name, path, read_request(path))
         if record := collected(workspace, name):
             return Known(name, path, record.manifest, record)
     try:

@@ -15,6 +15,7 @@ from deepfloyd_core.files import read_sealed
 from deepfloyd_core.types import Json
 
 MANIFEST = "manifest.json"
+_REBUILT = "The next run that needs the artifact rebuilds it"
 
 
 class _Record(BaseModel):
@@ -80,8 +81,8 @@ class Summary(BaseModel):
             fault = error.errors()[0]
             key = ".".join(map(str, fault["loc"]))
             raise ArtifactError(
-                f"{where} has a summary that this version of the program does not know ({key}: {fault['msg']}). Remove it "
-                "to have it rebuilt."
+                f"{where} has a summary that this version of the program does not know ({key}: {fault['msg']}). Move it "
+                "out of the workspace to have it rebuilt."
             ) from None
 
     @property
@@ -93,7 +94,7 @@ class Summary(BaseModel):
 def read_manifest(folder: Path) -> Manifest:
     """The record of an artifact's directory. Raises ArtifactError when it is missing or has changed since it was written."""
     try:
-        record = read_sealed(folder / MANIFEST)
+        record = read_sealed(folder / MANIFEST, _REBUILT)
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder} is {'not finished' if folder.is_dir() else 'missing'}") from None
     try:

@@ -38,7 +38,7 @@ def take_part(old: Path, sha256: str, new: Path) -> None:
 def recorded_hash(file: Path) -> str | None:
     """The sha256 that `finish_part` recorded for a file."""
     try:
-        return str(read_sealed(_record(file))["sha256"])
+        return str(read_sealed(_record(file), "The part is made again")["sha256"])
     except (OSError, ArtifactError):
         return None
 

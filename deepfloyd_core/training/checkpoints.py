@@ -69,7 +69,7 @@ def load_checkpoint(out: Path) -> Checkpoint | None:
     """The newest intact checkpoint, or None. A damaged one is logged and skipped."""
     for folder in reversed(_folders(out)):
         try:
-            record = read_sealed(folder / _SEAL)
+            record = read_sealed(folder / _SEAL, "The one before it is used")
             for name, digest in record["files"].items():
                 if sha256_file(folder / name) != digest:
                     raise ArtifactError(f"{folder / name} has other bytes than when it was written")

@@ -394,7 +394,7 @@ def test_what_started_from_a_version_or_a_file_by_init_lora_is_made_again_while_
 def test_what_is_read_again_from_elsewhere_is_said_beforehand(nights: Nights) -> None:
     workspace = run_of(nights).workspace
     record = workspace / "versions" / "0001.json"
-    version = read_sealed(record)
+    version = read_sealed(record, "")
     pairs = {"id": "depth", "type": "local", "dataset_type": "conditioning", "instance_data_dir": "/depth"}
     urls = {"id": "web", "type": "csv", "dataset_type": "image", "csv_file": "urls.csv"}
     version["recipe"]["data"] += [pairs, urls]

@@ -129,7 +129,7 @@ def test_the_manifests_seal_is_the_sha256_of_its_own_record(built: Artifact) -> 
 @pytest.mark.parametrize("text", ["[]", "{}", "null", '"x"', "", "{", '{"seal": 3}', "\xff", "NaN"])
 def test_a_manifest_that_is_no_sealed_record_is_an_artifact_error(built: Artifact, text: str) -> None:
     (built.path / MANIFEST).write_bytes(text.encode("latin-1"))
-    with pytest.raises(ArtifactError, match="Remove its directory"):
+    with pytest.raises(ArtifactError, match="The next run that needs the artifact rebuilds it"):
         _ = built.manifest
     assert verify_artifact(built)
 
@@ -163,7 +163,8 @@ PLAIN = st.recursive(
 @given(st.dictionaries(st.sampled_from(["shards", "rows", "sizes", "other"]), PLAIN))
 def test_a_summary_of_another_shape_is_an_artifact_error_that_names_the_key(record: dict[str, Any]) -> None:
     with pytest.raises(
-        ArtifactError, match=r"^/w/x has a summary .* does not know \(\w+.*Remove it to have it rebuilt"
+        ArtifactError,
+        match=r"^/w/x has a summary .* does not know \(\w+.*Move it out of the workspace to have it rebuilt",
     ):
         CropsSummary.of_record(record, "/w/x")
 
