@@ -12,9 +12,10 @@ from deepfloyd_core.crops.identity import eval_request, pixels_request
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.models.folders import folder_here
 from deepfloyd_core.planning.data import DataLook
-from deepfloyd_core.store.artifacts import REQUEST, Artifact, Request, find, missing_parts, newest_record
+from deepfloyd_core.store.artifacts import Artifact, Request, find, missing_parts, newest_record
 from deepfloyd_core.store.changes import changes
 from deepfloyd_core.store.manifest import MANIFEST
+from deepfloyd_core.store.working_state import REQUEST
 from deepfloyd_core.text.projection import text_is_frozen
 
 State = Literal["reused", "continued", "made"]

@@ -1,4 +1,4 @@
-"""The artifact contract: a directory is finished when its manifest.json is there, and the manifest is written last.
+"""The artifact contract: a directory is finished when its manifest.json is there, which is written after its files.
 
 An artifact lies in `<workspace>/<kind>/<fingerprint>/`. The fingerprint is taken over (kind, format, spec, inputs) and
 nothing else: place, time, device and number of workers change no bytes, so they are not in it. A directory without a
@@ -9,7 +9,6 @@ files.
 
 import logging
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -35,11 +34,11 @@ from deepfloyd_core.store.locks import LOCKS, artifact_lock, is_locked, locked
 from deepfloyd_core.store.manifest import MANIFEST, FileEntry, Manifest, Summary, read_manifest
 from deepfloyd_core.store.parts import finish_part, recorded_hash
 from deepfloyd_core.store.provenance import provenance
+from deepfloyd_core.store.working_state import REQUEST, drop_working_state, own_files
 from deepfloyd_core.types import Json
 
 log = logging.getLogger(__name__)
 
-REQUEST = ".request.json"  # of an unfinished artifact
 S = TypeVar("S", bound=Summary)
 FINGERPRINT = re.compile("[0-9a-f]{16}")
 
@@ -114,7 +113,7 @@ class Request:
 
 @dataclass(frozen=True)
 class WorkDir:
-    """An unfinished artifact under construction. Dot files in it are working state and vanish at the commit."""
+    """An unfinished artifact under construction. Dot files in it are working state and vanish after the commit."""
 
     path: Path
     lock_fd: int
@@ -174,6 +173,7 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
         if existing is not None:
             damage = verify_artifact(existing) if parts else list(missing_parts(existing))
             if not damage:
+                drop_working_state(path)
                 log.info("%s %s: reused", request.kind, request.fingerprint)
                 return replace(existing, reused=True)
             log.warning("%s %s: rebuilt because %s", request.kind, request.fingerprint, "; ".join(damage))
@@ -191,18 +191,14 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
 
 
 def commit(path: Path, request: Request, summary: Summary, started: datetime) -> Artifact:
-    """Hash and fsync every file, drop the working state, write the manifest last."""
-    hashes = {file: recorded_hash(file) for file in path.rglob("*") if file.is_file()}
-    for entry in list(path.rglob(".*")):
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
-    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    """Hash and fsync every file, write the manifest, and then drop the working state: a kill or a full disk before the
+    manifest is on the disk costs no step of a training.
+    """
+    files = sorted(own_files(path))
     entries = []
     for file in files:
         fsync_path(file)
-        name, digest = str(file.relative_to(path)), hashes.get(file) or sha256_file(file)
+        name, digest = str(file.relative_to(path)), recorded_hash(file) or sha256_file(file)
         entries.append(FileEntry(path=name, bytes=file.stat().st_size, sha256=digest))
     for folder in {file.parent for file in files} | {path}:
         fsync_path(folder)
@@ -212,6 +208,7 @@ def commit(path: Path, request: Request, summary: Summary, started: datetime) ->
     )  # fmt: skip
     write_sealed(path / MANIFEST, manifest.model_dump(mode="json"))
     record_file(workspace_of(path), request.name).unlink(missing_ok=True)  # it was collected once
+    drop_working_state(path)
     took = duration(manifest.provenance.seconds)
     log.info("%s %s: built, %s, in %s", request.kind, request.fingerprint, many(len(files), "file"), took)
     return Artifact(request.kind, request.fingerprint, path)
@@ -274,8 +271,8 @@ def verify_artifact(artifact: Artifact) -> list[str]:
         except OSError as error:  # a disk that fails, or a file that may not be read
             damage.append(f"{file} cannot be read: {error.strerror}")
     known = {entry.path for entry in record.files} | {MANIFEST}
-    others = [file for file in artifact.path.rglob("*") if str(file.relative_to(artifact.path)) not in known]
-    return damage + [f"{extra} is not in the manifest" for extra in sorted(others) if extra.is_file()]
+    others = [file for file in own_files(artifact.path) if str(file.relative_to(artifact.path)) not in known]
+    return damage + [f"{extra} is not in the manifest" for extra in sorted(others)]
 
 
 def _by_age(workspace: Path, kind: str) -> list[Path]:

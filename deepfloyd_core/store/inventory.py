@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.store.artifacts import FINGERPRINT, REQUEST, Request
+from deepfloyd_core.store.artifacts import FINGERPRINT, Request
 from deepfloyd_core.store.collected import FOLDER as COLLECTED
 from deepfloyd_core.store.collected import GONE
 from deepfloyd_core.store.lineage import artifact_names
 from deepfloyd_core.store.locks import artifact_lock, is_locked
 from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
 from deepfloyd_core.store.unfinished import read_request
+from deepfloyd_core.store.working_state import REQUEST
 
 TENSORBOARD = "tensorboard"  # folder of the workspace: `<kind>-<fingerprint>/` of each training that is shown there
 # What else the program keeps in a workspace; `gc` never removes it.

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.errors import ArtifactError, ConfigError
-from deepfloyd_core.store.artifacts import REQUEST, Request
+from deepfloyd_core.store.artifacts import Request
 from deepfloyd_core.store.collected import FOLDER as COLLECTED
 from deepfloyd_core.store.collected import Collected, collected
 from deepfloyd_core.store.events import SERVING
 from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
 from deepfloyd_core.store.unfinished import read_request
 from deepfloyd_core.store.versions import Version, find_version, versions
+from deepfloyd_core.store.working_state import REQUEST
 
 _SHOWN = 5  # of the artifacts that a text names
 _FEWEST = 4  # digits that may be the first ones of a fingerprint; fewer are a version's number

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import read_sealed
-from deepfloyd_core.store.artifacts import REQUEST, Request
+from deepfloyd_core.store.artifacts import Request
+from deepfloyd_core.store.working_state import REQUEST
 
 _WRITTEN_ANEW = "A run with its settings writes it anew and goes on with what is there"
 

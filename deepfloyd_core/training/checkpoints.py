@@ -47,7 +47,10 @@ class Checkpoint:
 
 
 def save_checkpoint(out: Path, checkpoint: Checkpoint, limit: int) -> None:
-    """Write one checkpoint durably, then drop the oldest beyond `limit`."""
+    """Write one checkpoint durably, then drop the oldest beyond `limit`.
+
+    Those of later steps are dropped as well: this training would have gone on from one of them if it were whole.
+    """
     folder = out / FOLDER / f"step-{checkpoint.step:08d}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -61,8 +64,11 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint, limit: int) -> None:
     hashes = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
     write_sealed(folder / _SEAL, {"step": checkpoint.step, "files": hashes})
     fsync_path(folder.parent)
-    for old in _folders(out)[:-limit]:
-        shutil.rmtree(old)
+    fsync_path(out)
+    kept = [each for each in _folders(out) if each <= folder][-limit:]
+    for old in _folders(out):
+        if old not in kept:
+            shutil.rmtree(old)
 
 
 def load_checkpoint(out: Path) -> Checkpoint | None:

@@ -1,6 +1,8 @@
 """The artifact contract: built once, finished only with a sealed manifest, never trusted further than its hashes."""
 
+import errno
 import hashlib
+import io
 import json
 import logging
 import math
@@ -10,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -456,3 +459,77 @@ def test_a_new_workspace_is_its_user_s_alone_and_another_keeps_its_mode(
         (tmp_path / "workspace").mkdir(before)
     materialise(tmp_path / "workspace", REQUEST, build_files)
     assert (tmp_path / "workspace").stat().st_mode & 0o777 == after
+
+
+# ---- the commit, ended before each of its steps -----------------------------------------------------------------------
+
+
+class Ended(OSError):
+    """Stands for a disk that fails, or for a kill: what comes after it does not happen."""
+
+
+def end_before(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Make the `number`th change or flush of files fail, from 0, and all after it."""
+    steps = iter(range(number))
+
+    def step(real: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **keys: Any) -> Any:
+            if next(steps, None) is None:
+                raise Ended(errno.EIO, os.strerror(errno.EIO))
+            return real(*arguments, **keys)
+
+        return called
+
+    for owner, name in ((os, "fsync"), (os, "rmdir"), (os, "unlink"), (os, "replace"), (os, "open"), (io, "open")):
+        patch.setattr(owner, name, step(getattr(owner, name)))
+
+
+def build_with_state(work: WorkDir) -> Summary:
+    """Files, a folder, and the working state of each kind: a checkpoint, a log, a part's record."""
+    state = work.path / ".checkpoints" / "step-00000002"
+    if not state.exists():
+        state.mkdir(parents=True)
+        (state / "weights").write_bytes(b"days of work")
+    (work.path / ".job-train.log").write_bytes(b"a line")
+    (work.path / "scheduler").mkdir(exist_ok=True)
+    for name in ("lora", "scheduler/config"):
+        (work.path / name).write_bytes(name.encode())
+    finish_part(work.path / "lora")
+    return Summary()
+
+
+def is_committed(workspace: Path, patch: pytest.MonkeyPatch, number: int) -> bool:
+    """Whether a commit that may take so many steps comes to its end, with nothing left over."""
+
+    def build(work: WorkDir) -> Summary:
+        summary = build_with_state(work)
+        end_before(patch, number)
+        return summary
+
+    try:
+        artifact = materialise(workspace, REQUEST, build)
+    except (Ended, StorageError):
+        return False
+    return not list(artifact.path.glob(".*"))
+
+
+def test_wherever_a_commit_ends_the_artifact_is_whole_or_its_working_state_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, number, done = {"unfinished": 0, "finished": 0}, 0, False
+    while not done:
+        workspace = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            done = is_committed(workspace, patch, number)
+        found = find(workspace, REQUEST)
+        ended["finished" if found else "unfinished"] += 1
+        if found:
+            assert verify_artifact(found) == [], "whole, whatever is left of its working state"
+        else:
+            state = workspace / REQUEST.name / ".checkpoints" / "step-00000002" / "weights"
+            assert state.read_bytes() == b"days of work" and (workspace / REQUEST.name / ".request.json").exists()
+        after = materialise(workspace, REQUEST, build_with_state)
+        assert after.reused == (found is not None) and verify_artifact(after) == []
+        assert not list(after.path.rglob(".*")), f"ended before step {number}"
+        number += 1
+    assert min(ended.values()) > 3

@@ -11,10 +11,10 @@ from small_run import SmallRun
 from deepfloyd_core.bundle.verify import verify_workspace
 from deepfloyd_core.errors import ArtifactError, ConfigError, DeepFloydError
 from deepfloyd_core.files import write_sealed
-from deepfloyd_core.store.artifacts import REQUEST
 from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.store.registry import news_of, publish
 from deepfloyd_core.store.versions import bundle_of, champion, find_version, versions
+from deepfloyd_core.store.working_state import REQUEST
 
 
 @pytest.fixture
