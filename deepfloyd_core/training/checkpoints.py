@@ -71,9 +71,11 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint, limit: int) -> None:
             shutil.rmtree(old)
 
 
-def load_checkpoint(out: Path) -> Checkpoint | None:
-    """The newest intact checkpoint, or None. A damaged one is logged and skipped."""
+def load_checkpoint(out: Path, most: int | None = None) -> Checkpoint | None:
+    """The newest intact checkpoint of at most so many steps, or None. A damaged one is logged and skipped."""
     for folder in reversed(_folders(out)):
+        if most is not None and folder.name > f"step-{most:08d}":
+            continue
         try:
             record = read_sealed(folder / _SEAL, "The one before it is used")
             for name, digest in record["files"].items():

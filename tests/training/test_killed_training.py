@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from data_world import DataWorld
-from training_parts import forked, prepared, run_here, stage_text, train_stage
+from training_parts import break_in_step, forked, prepared, run_here, stage_text, train_stage
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.files import sha256_file, write_sealed
 from deepfloyd_core.store import artifacts
+from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.training import state as training_state
 from deepfloyd_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
@@ -118,18 +119,23 @@ def test_a_training_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_
     assert {"pytorch_lora_weights.safetensors", "metrics.parquet", "validation.parquet", "validation"} <= names
 
 
+def plain_training(world: DataWorld, **keys: Any) -> tuple[Run, dict[str, Artifact]]:
+    """A training of two steps and what it is made from."""
+    for number, color in enumerate(["red", "blue"] * 4):
+        world.add(f"{number}.png", np.full((64, 64, 3), 30 * number, np.uint8), color)
+    steps = {"max_train_steps": 2, "train_batch_size": 1, "checkpoint_step_interval": 1}
+    same = {"text_encoder_dtype": "fp32", "device": "cpu", "num_threads": 1, "mixed_precision": "no"}
+    run = world.load(stages=(1,), stage1={"model_flavour": "tiny-i", **steps, **keys}, **same)
+    made = prepared(run, world)
+    stage_text(run, 1, made["text_embeds"])
+    return run, made
+
+
 @pytest.mark.parametrize("how", ["kill", "full disk"])
 def test_a_training_that_ends_just_before_its_manifest_repeats_no_step(
     world: DataWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    for number, color in enumerate(["red", "blue"] * 4):
-        world.add(f"{number}.png", np.full((64, 64, 3), 30 * number, np.uint8), color)
-    settings = {"model_flavour": "tiny-i", "max_train_steps": 2, "train_batch_size": 1, "checkpoint_step_interval": 1}
-    run = world.load(
-        stages=(1,), stage1=settings, text_encoder_dtype="fp32", device="cpu", num_threads=1, mixed_precision="no"
-    )
-    made = prepared(run, world)
-    stage_text(run, 1, made["text_embeds"])
+    run, made = plain_training(world)
     whole = train_stage(run, made, 1, tmp_path / "whole", how=run_here)
 
     def write(path: Path, record: Json) -> None:
@@ -165,3 +171,20 @@ def test_a_checkpoint_that_a_kill_left_half_written_does_not_take_the_place_of_a
     save(30)
     found = load_checkpoint(tmp_path)
     assert found is not None and found.step == 30 and found.adapter["w"].tolist() == [30.0] * 3
+
+
+def test_a_stored_loss_that_was_changed_is_measured_again_from_the_checkpoint_before_it(
+    world: DataWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"max_train_steps": 3, "validation_step_interval": 1, "validation_num_inference_steps": 1}
+    run, made = plain_training(world, **keys)
+    whole = train_stage(run, made, 1, tmp_path / "whole", how=run_here)
+    begun = break_in_step(monkeypatch, 2)
+    with pytest.raises(RuntimeError):
+        train_stage(run, made, 1, tmp_path / "broken", how=run_here)
+    (losses,) = (tmp_path / "broken").glob("*_lora/*/.validation/00000001.json")
+    data = losses.read_bytes()
+    place = data.index(b'"loss": 0.') + 11
+    losses.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    assert train_stage(run, made, 1, tmp_path / "broken", how=run_here).hashes == whole.hashes
+    assert begun == [0, 1, 2, 1, 2]
