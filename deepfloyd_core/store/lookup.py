@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.errors import ArtifactError, ConfigError
-from deepfloyd_core.store.artifacts import Request
+from deepfloyd_core.store.artifacts import FINGERPRINT, Request
 from deepfloyd_core.store.collected import FOLDER as COLLECTED
 from deepfloyd_core.store.collected import Collected, collected
 from deepfloyd_core.store.events import SERVING
+from deepfloyd_core.store.locks import LOCKS
 from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
 from deepfloyd_core.store.unfinished import read_request
 from deepfloyd_core.store.versions import Version, find_version, versions
@@ -28,6 +29,13 @@ class Known:
     path: Path
     record: Manifest | Request  # a Request: it is unfinished
     collected: Collected | None = None  # it was removed by `gc`
+
+
+def need_workspace(path: Path) -> None:
+    """Raise ConfigError unless a folder holds artifacts, finished or not."""
+    if not (path / LOCKS).is_dir() and not any(FINGERPRINT.fullmatch(child.name) for child in path.glob("*/*")):
+        fault = "holds no artifacts" if path.is_dir() else "is no folder" if path.exists() else "is not there"
+        raise ConfigError(f"{path} {fault}. Give the folder that `workspace` of the run file names.")
 
 
 def version_named(workspace: Path, text: str) -> Version | None:

@@ -13,12 +13,11 @@ REQUEST = ".request.json"  # of an unfinished artifact
 log = logging.getLogger(__name__)
 
 
-def own_files(folder: Path) -> Iterator[Path]:
-    """The files of an artifact's directory, in no order; beside a request without the working state."""
+def own_paths(folder: Path) -> Iterator[Path]:
+    """All that lies in an artifact's directory, in no order; beside a request without the working state."""
     is_being_built = (folder / REQUEST).exists()
     for file in folder.rglob("*"):
-        is_state = is_being_built and any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if not is_state and file.is_file():
+        if not is_being_built or not any(part.startswith(".") for part in file.relative_to(folder).parts):
             yield file
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from deepfloyd_core.store.artifacts import (
     verify_artifact,
 )
 from deepfloyd_core.store.manifest import MANIFEST, Summary
-from deepfloyd_core.store.parts import finish_part, part_is_whole
+from deepfloyd_core.store.parts import copy_file, copy_part, finish_part, part_is_whole
 
 REQUEST = Request("eval_set", 1, {"seed": 42, "nested": {"rank": 4, "name": "é"}}, {"image_index": "ab12"})
 CONTENT = {"a.bin": b"\x00\x01\x02", "deep/er/b.txt": "naïve\n".encode(), "empty": b""}
@@ -533,3 +534,68 @@ def test_wherever_a_commit_ends_the_artifact_is_whole_or_its_working_state_is(
         assert not list(after.path.rglob(".*")), f"ended before step {number}"
         number += 1
     assert min(ended.values()) > 3
+
+
+# ---- reuse ------------------------------------------------------------------------------------------------------------
+
+
+def flip(file: Path) -> None:
+    """One bit of the last byte, with the times that it had."""
+    data, times = file.read_bytes(), file.stat()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_a_file_with_a_flipped_bit_is_not_reused_and_named(built: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.bin", "deep/er/b.txt"):
+        flip(built.path / name)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            again = materialise(built.path.parents[1], REQUEST, build_files)
+        assert not again.reused and (again.path / name).read_bytes() == CONTENT[name]
+        assert f"rebuilt because {built.path / name} has other bytes than its manifest says" in caplog.text
+
+
+@pytest.mark.parametrize("harm", ["flipped", "gone"])
+def test_a_damaged_file_is_taken_from_another_artifact_that_has_it_and_nothing_is_built(
+    built: Artifact, tmp_path: Path, harm: str
+) -> None:
+    def build(work: WorkDir) -> Summary:
+        copy_part(built.path / "deep" / "er" / "b.txt", built.hashes["deep/er/b.txt"], work.path / "copy")
+        return Summary()
+
+    other = materialise(tmp_path, Request("lora_bundle", 1, {}, {}), build)
+    file = built.path / "deep" / "er" / "b.txt"
+    assert not file.samefile(other.path / "copy")
+    if harm == "gone":
+        shutil.rmtree(file.parent)
+    else:
+        flip(file)
+    assert materialise(tmp_path, REQUEST, never).reused and file.read_bytes() == CONTENT["deep/er/b.txt"]
+    flip(other.path / "copy")
+    of_other = Request("lora_bundle", 1, {}, {})
+    assert materialise(tmp_path, of_other, never).reused
+    flip(other.path / "copy")
+    flip(file)
+    with pytest.raises(AssertionError, match="built again"):
+        materialise(tmp_path, of_other, never)
+    assert not list(other.path.glob(".tmp*")), "a copy that is damaged as well is not taken"
+
+
+@pytest.mark.parametrize("kernel", ["whole", "refuses", "gives up half way"])
+def test_a_copy_has_every_byte_whatever_the_kernel_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    old, new, data = tmp_path / "old", tmp_path / "new", random.Random(0).randbytes(3_000_000)
+    old.write_bytes(data)
+    calls = iter([1000, 0])
+
+    def copy_file_range(source: int, copy: int, count: int) -> int:
+        if kernel == "refuses" or (count := next(calls)) == 0:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return os.write(copy, os.read(source, count))
+
+    if kernel != "whole":
+        monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+    copy_file(old, new)
+    assert new.read_bytes() == data and new.stat().st_ino != old.stat().st_ino

@@ -1,5 +1,6 @@
 """Versions: which one serves, what verify asks of them, and that a lost or damaged piece is named, with who needs it."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -248,6 +249,22 @@ def test_a_manifest_that_is_garbage_is_a_fault_and_breaks_no_list(release: Relea
 
 
 # ---- a lost bundle at the doors that use it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["promote {} 2", "rollback {}", "publish {} 1 {}-copy", "publish {} 2 {}-copy"])
+def test_a_bundle_with_a_flipped_bit_neither_serves_nor_leaves_the_workspace(release: Release, command: str) -> None:
+    for name in ("new", "old", "new"):
+        release.publish(name)
+    before = find_version(release.workspace, "latest")
+    for name in ("old", "new"):
+        file = release.parts[f"{name} lora_bundle"].path / "stage1" / "file"
+        data, times = file.read_bytes(), file.stat()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    done = deepfloyd(*command.format(*[release.workspace] * 2).split())
+    assert done.exit_code == 1 and "stage1/file has other bytes than its manifest says" in str(done.exception)
+    assert find_version(release.workspace, "latest") == before
+    assert not Path(f"{release.workspace}-copy").exists()
 
 
 @pytest.mark.parametrize("harm", ["directory", "manifest", "file"])
