@@ -9,8 +9,8 @@ from prefect.states import Completed
 from pydantic import Field
 
 from deepfloyd_core.config import retention
-from deepfloyd_core.store.artifacts import need_workspace
 from deepfloyd_core.store.gc_tables import outcome_words
+from deepfloyd_core.store.lookup import need_workspace
 from flows.deployable import deployable
 from flows.runs.run_lease import rename_run
 from tasks import VERSION

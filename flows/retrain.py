@@ -13,7 +13,7 @@ from deepfloyd_core.bundle.waiting import waiting
 from deepfloyd_core.bundle.warm import retraining
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.preflight.check import check_run, check_workers
-from deepfloyd_core.store.artifacts import find, missing_parts
+from deepfloyd_core.store.artifacts import damaged_parts, find
 from deepfloyd_core.store.leases import leased
 from deepfloyd_core.store.registry import Outcome, settled
 from flows.dag import make_pictures
@@ -54,7 +54,7 @@ def _retrain(run: Run) -> "State[Outcome]":
     plan = retraining(run, index)
     planned = plan.bundle
     bundle = find(run.workspace, planned) if planned else None
-    is_lost = bundle is None or any(missing_parts(bundle))
+    is_lost = bundle is None or any(damaged_parts(bundle))
     outcome = settled(run.workspace, planned.fingerprint, waits=run.config.gate == "manual") if planned else None
     if outcome is None and (waits := waiting(run, index)):
         outcome = waits

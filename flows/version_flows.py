@@ -12,9 +12,9 @@ from deepfloyd_core.bundle.publish import planned_publication
 from deepfloyd_core.bundle.publish import publish as published
 from deepfloyd_core.bundle.version_page import write_changed_reports
 from deepfloyd_core.store import registry
-from deepfloyd_core.store.artifacts import need_workspace
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.events import standing
+from deepfloyd_core.store.lookup import need_workspace
 from deepfloyd_core.store.versions import find_version
 from flows.deployable import deployable
 from flows.parameters import Number, OneVersion

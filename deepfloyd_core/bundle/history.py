@@ -56,7 +56,7 @@ def _figures(workspace: Path, version: Version) -> tuple[tuple[str, ...], tuple[
         if record := collected(workspace, f"lora_bundle/{version.bundle}"):
             summary = BundleSummary.of_record(record.manifest.summary, version.bundle)
         else:
-            summary = bundle_of(workspace, version).summary(BundleSummary)
+            summary = bundle_of(workspace, version, is_used=False).summary(BundleSummary)
     except (ArtifactError, OSError):
         return ("its bundle is not complete",), ()
     changes = [(stage, change) for stage, training in summary.trainings.items() for change in training.changes]

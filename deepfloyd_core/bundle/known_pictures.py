@@ -21,7 +21,8 @@ from deepfloyd_core.crops.eval_choice import choose_held_out, held_out_pictures
 from deepfloyd_core.crops.rows import HELD_OUT_FILE
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.index.ledger import INDEX_FILE
-from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.artifacts import Artifact, damaged_parts
+from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.store.versions import Version, index_of, part_of
 
 _NAMED = 3  # pictures in a sentence
@@ -86,15 +87,17 @@ def ledger_now(run: Run, index: Artifact) -> Ledger:
 
 
 def ledger_then(workspace: Path, version: Version) -> Ledger:
-    """The pictures of a finished version. Raises ArtifactError when its record names no held-out pictures, and as
-    `ledger_of`.
+    """The pictures of a finished version. Raises ArtifactError when its record names no held-out pictures, or a file of
+    these is damaged, and as `ledger_of`.
     """
     eval_set = part_of(workspace, version, "eval_set")
     if eval_set is None:
         raise ArtifactError("its record names no held-out pictures")
-    return ledger_of(
-        index_of(workspace, version), mapped_table(eval_set.path / HELD_OUT_FILE)["image_id"].combine_chunks()
-    )
+    index = index_of(workspace, version)
+    for artifact in (index, eval_set):
+        if (artifact.path / MANIFEST).exists() and (fault := next(damaged_parts(artifact), None)):
+            raise ArtifactError(fault)
+    return ledger_of(index, mapped_table(eval_set.path / HELD_OUT_FILE)["image_id"].combine_chunks())
 
 
 def missing(then: Ledger, now: Ledger, stages: tuple[Stage, ...]) -> Missing | None:

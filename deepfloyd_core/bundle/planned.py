@@ -20,7 +20,7 @@ from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.sampling.identity import low_res_request, samples_request
 from deepfloyd_core.sampling.jobs import LowResInputs, SampleInputs, lora_fields
-from deepfloyd_core.store.artifacts import Artifact, Request, find, missing_parts
+from deepfloyd_core.store.artifacts import Artifact, Request, damaged_parts, find
 from deepfloyd_core.store.reuse import is_as_recorded
 from deepfloyd_core.text.embeds import embeds_request, run_captions
 from deepfloyd_core.text.projection import text_is_frozen, text_request
@@ -126,5 +126,5 @@ def _with_steps(run: Run, stage: Stage, pixels: Request, held_out: Request) -> R
 def _readable(run: Run, request: Request, name: str) -> Artifact | None:
     """The artifact of a request; None if it is not finished, or a file of it has changed since it was written."""
     artifact = find(run.workspace, request)
-    whole = artifact and not any(missing_parts(artifact)) and is_as_recorded(artifact.path / name, artifact.hashes)
+    whole = artifact and not any(damaged_parts(artifact)) and is_as_recorded(artifact.path / name, artifact.hashes)
     return artifact if whole else None

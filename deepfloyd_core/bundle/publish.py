@@ -74,7 +74,7 @@ def planned_publication(workspace: Path, version: Version, target: str, public: 
         raise ConfigError(
             f"Version {version.number} is blocked: {block.reason}. `deepfloyd promote` it first, or publish another."
         )
-    bundle = bundle_of(workspace, version)
+    bundle = bundle_of(workspace, version, is_used=False)
     if damage := verify_artifact(bundle):
         raise ArtifactError(f"Version {version.number} is not published: {damage[0]}")
     files = tuple(

@@ -24,7 +24,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.eval_record import copy_closed
 from deepfloyd_core.errors import ArtifactError, ConfigError, DataError
-from deepfloyd_core.files import sha256_file, write_bytes
+from deepfloyd_core.files import read_sealed, sha256_file, write_bytes, write_sealed
 from deepfloyd_core.index.changed_pictures import picture_changes
 from deepfloyd_core.index.ledger import INDEX_FILE
 from deepfloyd_core.store.artifacts import Artifact, verify_artifact
@@ -122,7 +122,7 @@ def write_scratch(workspace: Path, version: Version, scratch: Path) -> Path:
         shutil.copytree(start.path, made / start.name, copy_function=_link)
     ledger = index_of(workspace, version).path / INDEX_FILE
     expected = {"number": version.number, "data": version.data, "ledger": str(ledger.absolute())}
-    write_bytes(scratch / _EXPECTED, json.dumps(expected).encode())
+    write_sealed(scratch / _EXPECTED, expected)
     write_bytes(scratch / "data.json", json.dumps(sets, indent=2).encode())
     places = {"workspace": str(made.absolute()), "data_backend_config": str((scratch / "data.json").absolute())}
     settings = {**version.recipe["run"], **places, "gate": "off", "report_to": "none"}
@@ -134,7 +134,7 @@ def write_scratch(workspace: Path, version: Version, scratch: Path) -> Path:
 
 def check_scratch(scratch: Path, index: Artifact) -> None:
     """Raise DataError when the pictures and captions that a scratch folder's run found are not those of its version."""
-    expected = json.loads((scratch / _EXPECTED).read_bytes())
+    expected = read_sealed(scratch / _EXPECTED, "Name another folder with --scratch")
     if index.inputs["data"] == expected["data"]:
         return
     try:

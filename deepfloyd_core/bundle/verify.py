@@ -19,7 +19,7 @@ from deepfloyd_core.store.versions import Version, readable_versions
 
 _UNPUBLISHED = (
     "belongs to no version: its record was lost, or its run ended just before it published. `deepfloyd run` with its "
-    "settings and pictures publishes it; otherwise remove it"
+    "settings and pictures publishes it; otherwise `deepfloyd gc` removes it"
 )
 _UNKNOWN = "; its inputs are not known, so more may be missing"
 

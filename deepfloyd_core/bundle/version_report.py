@@ -188,7 +188,7 @@ def _since(workspace: Path, version: Version) -> Since | None:
 
 def _fault(workspace: Path, version: Version) -> str:
     try:
-        bundle_of(workspace, version)
+        bundle_of(workspace, version, is_used=False)
     except ArtifactError as error:
         return str(error)
     except OSError as error:

@@ -16,7 +16,7 @@ from deepfloyd_core.bundle.warm import own_starts
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import DeepFloydError
 from deepfloyd_core.index.ledger import INDEX_FILE
-from deepfloyd_core.store.artifacts import Artifact, missing_parts
+from deepfloyd_core.store.artifacts import Artifact, damaged_parts
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.events import Event, read_events, standing
 from deepfloyd_core.store.registry import Outcome
@@ -36,7 +36,7 @@ def waiting(run: Run, index: Artifact, now: datetime | None = None) -> Outcome |
         return None
     version = find_version(run.workspace, str(champion))
     old = index_of(run.workspace, version)
-    if any(missing_parts(old)) or not _only_pictures_changed(run, old, version):
+    if any(damaged_parts(old)) or not _only_pictures_changed(run, old, version):
         return None
     new, withdrawn = new_pictures(old.path / INDEX_FILE, index.path / INDEX_FILE)
     if withdrawn:

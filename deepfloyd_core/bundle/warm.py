@@ -18,7 +18,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError, DataError
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.store.artifacts import Artifact, Request, missing_parts
+from deepfloyd_core.store.artifacts import Artifact, Request, damaged_parts
 from deepfloyd_core.store.events import standing
 from deepfloyd_core.store.leases import take_lease
 from deepfloyd_core.store.versions import (
@@ -94,7 +94,7 @@ def own_starts(run: Run, version: Version) -> Starts:
             if kind == start_kind(stage):
                 start = Artifact(kind, fingerprint, run.workspace / kind / fingerprint)
                 take_lease(run.workspace, start.name)
-                if not any(missing_parts(start)):
+                if not any(damaged_parts(start)):
                     starts[stage] = start
     return starts
 

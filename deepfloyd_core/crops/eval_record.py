@@ -16,7 +16,7 @@ from deepfloyd_core.files import read_sealed, write_sealed
 from deepfloyd_core.store.locks import locked
 
 FOLDER = "held_out"
-_LOST = "Take it from a backup, or remove it: pictures are then held out by hash alone, and may have been trained on"
+_LOST = "Take it from a backup, or move it elsewhere: pictures are then held out by hash alone, and may have been trained on"
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ def _read(path: Path) -> EvalRecord:
     if not path.exists():
         return EvalRecord({})
     content = read_sealed(path, _LOST)
-    return EvalRecord(
-        {name: dict(pictures) for name, pictures in content["sets"].items()}, content.get("closed", False)
-    )
+    try:
+        sets = {name: dict(pictures) for name, pictures in content["sets"].items()}
+    except (KeyError, AttributeError, TypeError, ValueError):
+        raise ArtifactError(f"{path} is a sealed record, and not of held-out pictures. {_LOST}.") from None
+    return EvalRecord(sets, content.get("closed", False))

@@ -2,6 +2,7 @@
 files.
 """
 
+import logging
 from dataclasses import dataclass, fields
 from functools import reduce
 from importlib import metadata
@@ -27,7 +28,10 @@ from deepfloyd_core.index.ledger import (
 from deepfloyd_core.index.left_out import read_looks
 from deepfloyd_core.sources.picture_bytes import HAS_HEIF
 from deepfloyd_core.store.artifacts import Artifact, newest
+from deepfloyd_core.store.reuse import is_as_recorded
 from deepfloyd_core.types import Json
+
+log = logging.getLogger(__name__)
 
 # Reasons that follow from a picture's bytes and the settings alone. Other reasons are judged again: they may be gone.
 _LASTING = (
@@ -85,6 +89,11 @@ def older_verdicts(run: Run, found: pa.Table, workspace: Path) -> Older:
 
 def _read_older(older: Artifact, columns: list[str]) -> tuple[pa.Table, np.ndarray] | None:
     """The ledger and the looks of an index; None if they are damaged: then every picture is judged again."""
+    hashes = older.hashes
+    for name in (INDEX_FILE, LOOKS_FILE):
+        if not is_as_recorded(older.path / name, hashes):
+            log.warning("%s has other bytes than its manifest says: every picture is judged again", older.path / name)
+            return None
     try:
         table, looks = pq.read_table(older.path / INDEX_FILE, columns=columns), read_looks(older.path / LOOKS_FILE)
     except (OSError, ValueError):  # pyarrow's errors are both

@@ -1,8 +1,8 @@
 """Scan: lists every input of the data sets as one row of an Arrow table, with the sha256 of its bytes.
 
 A file is read only when its size, times or inode differ from the notes of the last scan, so an unchanged data set costs
-only its listing. The notes (`<workspace>/.scan/`) only save time: without them every file is read again (1.7 GB/s) and
-the table is the same. Nothing in the source directories is ever changed.
+only its listing. The notes (`<workspace>/.scan/`) only save time: without them, or where their seal does not fit, every file
+is read again (1.7 GB/s) and the table is the same. Nothing in the source directories is ever changed.
 """
 
 import json
@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfloyd_core.arrow import mapped_table, table_digest
+from deepfloyd_core.arrow import table_digest
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import DataError
-from deepfloyd_core.files import TMP_PREFIX, atomic_path, sha256_bytes
+from deepfloyd_core.files import TMP_PREFIX, atomic_path, read_note, seal_note, sha256_bytes
 from deepfloyd_core.index.captions import raw_captions
 from deepfloyd_core.index.pairs import with_pairs
 from deepfloyd_core.sources.columns import LISTED, LISTED_BLOCK, TEXTS, InColumns, tabled
@@ -314,10 +314,10 @@ def _read_all(source: Source, names: pa.ChunkedArray, threads: int, report: Repo
 
 
 def _read_notes(path: Path) -> pa.Table:
-    try:
-        notes = mapped_table(path)
-    except (OSError, pa.ArrowInvalid):
+    data = read_note(path)
+    if data is None:
         return _NOTES.empty_table()  # none yet, or damaged: everything is read again
+    notes = pa.ipc.open_file(pa.py_buffer(data)).read_all()
     return notes if notes.schema.equals(_NOTES) else _NOTES.empty_table()
 
 
@@ -327,8 +327,10 @@ def _write_notes(path: Path, notes: pa.Table) -> None:
     with locked(path.parents[1], f"scan-{path.stem}"):
         for left in path.parent.glob(f"{TMP_PREFIX}*-{path.name}"):
             left.unlink()  # of a run that was killed: who writes holds the lock
-        with atomic_path(path) as tmp, pa.ipc.new_file(tmp, _NOTES) as writer:
-            writer.write_table(notes)
+        with atomic_path(path) as tmp:
+            with pa.ipc.new_file(tmp, _NOTES) as writer:
+                writer.write_table(notes)
+            seal_note(tmp)
 
 
 def _listing(source: Source) -> pa.Table:

@@ -14,9 +14,10 @@ from pathlib import Path
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.eval_record import FOLDER as HELD_OUT
 from deepfloyd_core.index.scan import NOTES_DIR
-from deepfloyd_core.store.artifacts import FINGERPRINT, REQUEST
+from deepfloyd_core.store.artifacts import FINGERPRINT
 from deepfloyd_core.store.events import FOLDER as VERSIONS
 from deepfloyd_core.store.manifest import MANIFEST
+from deepfloyd_core.store.working_state import REQUEST
 
 
 @contextmanager

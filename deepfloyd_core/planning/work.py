@@ -12,9 +12,10 @@ from deepfloyd_core.crops.identity import eval_request, pixels_request
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.models.folders import folder_here
 from deepfloyd_core.planning.data import DataLook
-from deepfloyd_core.store.artifacts import REQUEST, Artifact, Request, find, missing_parts, newest_record
+from deepfloyd_core.store.artifacts import Artifact, Request, damaged_parts, find, newest_record
 from deepfloyd_core.store.changes import changes
 from deepfloyd_core.store.manifest import MANIFEST
+from deepfloyd_core.store.working_state import REQUEST
 from deepfloyd_core.text.projection import text_is_frozen
 
 State = Literal["reused", "continued", "made"]
@@ -106,7 +107,7 @@ def _planned(run: Run, request: Request, is_made: bool | None = None) -> Artifac
     """is_made: whether it is finished; None: as it is found."""
     artifact = find(run.workspace, request) if is_made is not False else None
     if artifact is not None:
-        damage = tuple(missing_parts(artifact))
+        damage = tuple(damaged_parts(artifact))
         return ArtifactPlan(request.kind, "made" if damage else "reused", damage, request)
     if (run.workspace / request.kind / request.fingerprint / REQUEST).exists() and is_made is None:
         return ArtifactPlan(request.kind, "continued", ("an earlier run was stopped",), request)

@@ -1,4 +1,4 @@
-"""The artifact contract: a directory is finished when its manifest.json is there, and the manifest is written last.
+"""The artifact contract: a directory is finished when its manifest.json is there, which is written after its files.
 
 An artifact lies in `<workspace>/<kind>/<fingerprint>/`. The fingerprint is taken over (kind, format, spec, inputs) and
 nothing else: place, time, device and number of workers change no bytes, so they are not in it. A directory without a
@@ -9,7 +9,6 @@ files.
 
 import logging
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
-from deepfloyd_core.errors import ArtifactError, ConfigError
+from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import (
     canonical_json,
     fsync_path,
@@ -31,15 +30,16 @@ from deepfloyd_core.store.changes import changes, rebuilt
 from deepfloyd_core.store.collected import record_file
 from deepfloyd_core.store.counts import duration, many
 from deepfloyd_core.store.leases import take_lease
-from deepfloyd_core.store.locks import LOCKS, artifact_lock, is_locked, locked
+from deepfloyd_core.store.locks import artifact_lock, is_locked, locked
 from deepfloyd_core.store.manifest import MANIFEST, FileEntry, Manifest, Summary, read_manifest
+from deepfloyd_core.store.mending import mend
 from deepfloyd_core.store.parts import finish_part, recorded_hash
 from deepfloyd_core.store.provenance import provenance
+from deepfloyd_core.store.working_state import REQUEST, drop_working_state, own_paths
 from deepfloyd_core.types import Json
 
 log = logging.getLogger(__name__)
 
-REQUEST = ".request.json"  # of an unfinished artifact
 S = TypeVar("S", bound=Summary)
 FINGERPRINT = re.compile("[0-9a-f]{16}")
 
@@ -114,7 +114,7 @@ class Request:
 
 @dataclass(frozen=True)
 class WorkDir:
-    """An unfinished artifact under construction. Dot files in it are working state and vanish at the commit."""
+    """An unfinished artifact under construction. Dot files in it are working state and vanish after the commit."""
 
     path: Path
     lock_fd: int
@@ -165,15 +165,19 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
 
     `build` gets the directory, writes its files and returns the summary; what it raises is raised, and the directory stays
     unfinished. With `parts` (a pattern of file names) every file of a finished artifact is hashed before it is reused; if it
-    is damaged, its intact parts are kept and the rest is rebuilt. Without `parts` only file sizes are compared.
+    is damaged, its intact parts are kept and the rest is rebuilt. Without `parts` small files are hashed, of large ones the
+    sizes are compared. What another artifact has a whole copy of is taken from there, not built.
     """
     path = workspace / request.kind / request.fingerprint
     take_lease(workspace, request.name)
     with locked(workspace, artifact_lock(request.name)) as lock_fd:
         existing = find(workspace, request)
         if existing is not None:
-            damage = verify_artifact(existing) if parts else list(missing_parts(existing))
+            damage = _damage(existing, parts)
+            if damage and mend(existing.path):
+                damage = _damage(existing, parts)
             if not damage:
+                drop_working_state(path)
                 log.info("%s %s: reused", request.kind, request.fingerprint)
                 return replace(existing, reused=True)
             log.warning("%s %s: rebuilt because %s", request.kind, request.fingerprint, "; ".join(damage))
@@ -190,19 +194,19 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
         return commit(path, request, summary, started)
 
 
+def _damage(artifact: Artifact, parts: str | None) -> list[str]:
+    return verify_artifact(artifact) if parts else list(damaged_parts(artifact))
+
+
 def commit(path: Path, request: Request, summary: Summary, started: datetime) -> Artifact:
-    """Hash and fsync every file, drop the working state, write the manifest last."""
-    hashes = {file: recorded_hash(file) for file in path.rglob("*") if file.is_file()}
-    for entry in list(path.rglob(".*")):
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
-    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    """Hash and fsync every file, write the manifest, and then drop the working state: a kill or a full disk before the
+    manifest is on the disk costs no step of a training.
+    """
+    files = sorted(file for file in own_paths(path) if file.is_file())
     entries = []
     for file in files:
         fsync_path(file)
-        name, digest = str(file.relative_to(path)), hashes.get(file) or sha256_file(file)
+        name, digest = str(file.relative_to(path)), recorded_hash(file) or sha256_file(file)
         entries.append(FileEntry(path=name, bytes=file.stat().st_size, sha256=digest))
     for folder in {file.parent for file in files} | {path}:
         fsync_path(folder)
@@ -212,21 +216,10 @@ def commit(path: Path, request: Request, summary: Summary, started: datetime) ->
     )  # fmt: skip
     write_sealed(path / MANIFEST, manifest.model_dump(mode="json"))
     record_file(workspace_of(path), request.name).unlink(missing_ok=True)  # it was collected once
+    drop_working_state(path)
     took = duration(manifest.provenance.seconds)
     log.info("%s %s: built, %s, in %s", request.kind, request.fingerprint, many(len(files), "file"), took)
     return Artifact(request.kind, request.fingerprint, path)
-
-
-def is_workspace(path: Path) -> bool:
-    """Whether a folder holds artifacts, finished or not."""
-    return (path / LOCKS).is_dir() or any(FINGERPRINT.fullmatch(child.name) for child in path.glob("*/*"))
-
-
-def need_workspace(path: Path) -> None:
-    """Raise ConfigError unless a folder holds artifacts."""
-    if not is_workspace(path):
-        fault = "holds no artifacts" if path.is_dir() else "is no folder" if path.exists() else "is not there"
-        raise ConfigError(f"{path} {fault}. Give the folder that `workspace` of the run file names.")
 
 
 def all_artifacts(workspace: Path) -> Iterator[Artifact]:
@@ -244,12 +237,23 @@ def missing_parts(artifact: Artifact) -> Iterator[str]:
 
     Raises OSError where a disk fails: that says nothing of the artifact.
     """
+    return _faults(artifact, FileEntry.misfit)
+
+
+def damaged_parts(artifact: Artifact) -> Iterator[str]:
+    """`missing_parts`, and one line for each small file with other bytes than its manifest says: before it enters a
+    training, a sampling or a publication. Costs a hash of the small files (1.7 GB/s).
+    """
+    return _faults(artifact, FileEntry.damage_if_small)
+
+
+def _faults(artifact: Artifact, fault: Callable[[FileEntry, Path], str]) -> Iterator[str]:
     try:
         entries = artifact.manifest.files
     except ArtifactError as error:
         yield str(error)
         return
-    yield from filter(None, (entry.misfit(artifact.path) for entry in entries))
+    yield from filter(None, (fault(entry, artifact.path) for entry in entries))
 
 
 def verify_artifact(artifact: Artifact) -> list[str]:
@@ -265,17 +269,13 @@ def verify_artifact(artifact: Artifact) -> list[str]:
     if request.name != artifact.name:
         damage.append(f"{artifact.path} holds the manifest of {request.kind} {request.fingerprint}")
     for entry in record.files:
-        file = artifact.path / entry.path
         try:
-            if fault := entry.misfit(artifact.path):
-                damage.append(fault)
-            elif sha256_file(file) != entry.sha256:
-                damage.append(f"{file} has other bytes than its manifest says")
+            damage.append(entry.damage(artifact.path))
         except OSError as error:  # a disk that fails, or a file that may not be read
-            damage.append(f"{file} cannot be read: {error.strerror}")
+            damage.append(f"{artifact.path / entry.path} cannot be read: {error.strerror}")
     known = {entry.path for entry in record.files} | {MANIFEST}
-    others = [file for file in artifact.path.rglob("*") if str(file.relative_to(artifact.path)) not in known]
-    return damage + [f"{extra} is not in the manifest" for extra in sorted(others) if extra.is_file()]
+    others = [file for file in own_paths(artifact.path) if str(file.relative_to(artifact.path)) not in known]
+    return [*filter(None, damage), *(f"{extra} is not in the manifest" for extra in sorted(others) if extra.is_file())]
 
 
 def _by_age(workspace: Path, kind: str) -> list[Path]:
@@ -334,7 +334,7 @@ def _log_left(workspace: Path, request: Request) -> None:
     ]  # fmt: skip
     newest = left[-1] if left else None
     try:
-        old = read_sealed(newest) if newest else None
+        old = read_sealed(newest, "It is written anew") if newest else None
     except (ArtifactError, OSError):  # damaged, finished or collected meanwhile
         return
     if newest and old:

@@ -92,7 +92,7 @@ def collected_records(workspace: Path) -> Records:
 
 
 def _read(file: Path) -> Collected:
-    remedy = "Remove it: the artifact is gone, and nothing but history needs its record"
+    remedy = "Nothing but history needs it: the artifact is gone, and a run that makes it again removes the record"
     try:
         return Collected.model_validate(read_sealed(file, remedy))
     except ValidationError:

@@ -60,8 +60,9 @@ def survey(workspace: Path) -> World:
     """
     if damaged := damaged_versions(workspace):
         raise ArtifactError(
-            f"{damaged[0]} Nothing is removed while it is not known what that version needs. If it is lost, remove the "
-            "record."
+            f"{damaged[0]} Nothing is removed while it is not known what that version needs. If there is no backup, "
+            "`deepfloyd run` with its settings publishes its bundle under the next number; then move the record out of its "
+            "folder."
         )
     published = versions(workspace)
     places = {file: run_file_place(workspace, file) for file in {version.run_file for version in published} if file}

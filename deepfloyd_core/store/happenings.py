@@ -53,7 +53,7 @@ def untold(workspace: Path) -> News:
     if not events:
         return News((), 0)
     try:
-        told: int | None = int(read_sealed(_mark(workspace))["last"])
+        told: int | None = int(read_sealed(_mark(workspace), "It is written anew")["last"])
     except FileNotFoundError:
         told = _first_young(events)
     except (ArtifactError, KeyError, ValueError):

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.files import read_sealed
-from deepfloyd_core.store.artifacts import FINGERPRINT, REQUEST, Request
+from deepfloyd_core.store.artifacts import FINGERPRINT, Request
 from deepfloyd_core.store.collected import FOLDER as COLLECTED
 from deepfloyd_core.store.collected import GONE
 from deepfloyd_core.store.lineage import artifact_names
 from deepfloyd_core.store.locks import artifact_lock, is_locked
 from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
+from deepfloyd_core.store.unfinished import read_request
+from deepfloyd_core.store.working_state import REQUEST
 
 TENSORBOARD = "tensorboard"  # folder of the workspace: `<kind>-<fingerprint>/` of each training that is shown there
 # What else the program keeps in a workspace; `gc` never removes it.
@@ -139,15 +140,12 @@ class _Reader:
                     raise ArtifactError(f"{path} holds the manifest of {record.kind} {record.fingerprint}")
                 self.records[name] = record
             elif (path / REQUEST).exists():
-                request = Request(path.parent.name, **read_sealed(path / REQUEST))
-                if request.name != name:
-                    raise ArtifactError(f"{path} holds the request of {request.name}")
-                self.records[name] = request
+                self.records[name] = read_request(path)
             else:
                 return False
         except ArtifactError as error:
             self.damaged.append((path, str(error)))
-        except (OSError, TypeError) as error:
+        except OSError as error:
             if path.exists():  # else it was removed meanwhile
                 self.damaged.append((path, f"{path} cannot be read: {error}"))
         return True

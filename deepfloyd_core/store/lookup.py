@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.errors import ArtifactError, ConfigError
-from deepfloyd_core.files import read_sealed
-from deepfloyd_core.store.artifacts import REQUEST, Request
+from deepfloyd_core.store.artifacts import FINGERPRINT, Request
 from deepfloyd_core.store.collected import FOLDER as COLLECTED
 from deepfloyd_core.store.collected import Collected, collected
 from deepfloyd_core.store.events import SERVING
+from deepfloyd_core.store.locks import LOCKS
 from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
+from deepfloyd_core.store.unfinished import read_request
 from deepfloyd_core.store.versions import Version, find_version, versions
+from deepfloyd_core.store.working_state import REQUEST
 
 _SHOWN = 5  # of the artifacts that a text names
 _FEWEST = 4  # digits that may be the first ones of a fingerprint; fewer are a version's number
@@ -27,6 +29,13 @@ class Known:
     path: Path
     record: Manifest | Request  # a Request: it is unfinished
     collected: Collected | None = None  # it was removed by `gc`
+
+
+def need_workspace(path: Path) -> None:
+    """Raise ConfigError unless a folder holds artifacts, finished or not."""
+    if not (path / LOCKS).is_dir() and not any(FINGERPRINT.fullmatch(child.name) for child in path.glob("*/*")):
+        fault = "holds no artifacts" if path.is_dir() else "is no folder" if path.exists() else "is not there"
+        raise ConfigError(f"{path} {fault}. Give the folder that `workspace` of the run file names.")
 
 
 def version_named(workspace: Path, text: str) -> Version | None:
@@ -65,7 +74,7 @@ def known_artifact(workspace: Path, name: str) -> Known:
     path = workspace / name
     if not (path / MANIFEST).exists():
         if (path / REQUEST).exists():
-            return Known(name, path, Request(path.parent.name, **read_sealed(path / REQUEST)))
+            return Known(name, path, read_request(path))
         if record := collected(workspace, name):
             return Known(name, path, record.manifest, record)
     try:

@@ -3,11 +3,14 @@
 The records are dot files, and are removed when the manifest is written.
 """
 
+import os
 import shutil
 from pathlib import Path
 
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import read_sealed, sha256_file, write_sealed
+
+_PIECE = 1 << 30  # bytes that the kernel copies at once
 
 
 def finish_part(file: Path, sha256: str | None = None) -> None:
@@ -35,10 +38,38 @@ def take_part(old: Path, sha256: str, new: Path) -> None:
     finish_part(new, sha256)
 
 
+def copy_part(old: Path, sha256: str, new: Path) -> None:
+    """`take_part` as a copy, so that no bit that flips in one file is in both. A file system with reflinks takes no room for
+    it. Raises ArtifactError where the copy is not what the old file's manifest says.
+    """
+    if recorded_hash(new) == sha256 and part_is_whole(new):
+        return
+    new.unlink(missing_ok=True)
+    copy_file(old, new)
+    if sha256_file(new) != sha256:
+        raise ArtifactError(
+            f"{old} has other bytes than its manifest says. Move its artifact out of the workspace, and the next run "
+            "makes it anew."
+        )
+    finish_part(new, sha256)
+
+
+def copy_file(old: Path, new: Path) -> None:
+    """Copy a file; inside the kernel where it can, which shares the blocks where the file system does."""
+    try:
+        with old.open("rb") as source, new.open("wb") as copy:
+            while os.copy_file_range(source.fileno(), copy.fileno(), _PIECE):
+                pass
+    except (AttributeError, OSError):  # macOS; a kernel or a file system that does not
+        shutil.copyfile(old, new)
+    if new.stat().st_size != old.stat().st_size:
+        shutil.copyfile(old, new)
+
+
 def recorded_hash(file: Path) -> str | None:
     """The sha256 that `finish_part` recorded for a file."""
     try:
-        return str(read_sealed(_record(file))["sha256"])
+        return str(read_sealed(_record(file), "The part is made again")["sha256"])
     except (OSError, ArtifactError):
         return None
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import read_sealed, write_sealed
-from deepfloyd_core.store.artifacts import Artifact, missing_parts
+from deepfloyd_core.store.artifacts import Artifact, damaged_parts, missing_parts
 from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.events import FOLDER, SERVING, Event, LostEvent, read_events, standing
 from deepfloyd_core.store.leases import take_lease
@@ -138,9 +138,9 @@ def trained_parts(version: Version) -> list[str]:
     return sorted(part for part in parts if part.partition("/")[0].endswith("_lora"))
 
 
-def bundle_of(workspace: Path, version: Version) -> Artifact:
-    """The bundle of a version. Raises ArtifactError unless all its files exist and have their sizes, OSError where a disk
-    fails.
+def bundle_of(workspace: Path, version: Version, is_used: bool = True) -> Artifact:
+    """The bundle of a version. Raises ArtifactError unless all its files exist and have their sizes and, if it is used, the
+    small ones their bytes; OSError where a disk fails.
     """
     bundle = Artifact("lora_bundle", version.bundle, workspace / "lora_bundle" / version.bundle)
     take_lease(workspace, bundle.name)
@@ -149,7 +149,7 @@ def bundle_of(workspace: Path, version: Version) -> Artifact:
             f"Version {version.number} cannot be used: its bundle was collected on {record.day} by `deepfloyd gc`. "
             "`deepfloyd run` rebuilds it from the settings and pictures of that version."
         )
-    if fault := next(missing_parts(bundle), None):
+    if fault := next((damaged_parts if is_used else missing_parts)(bundle), None):
         raise ArtifactError(
             f"Version {version.number} cannot be used: {fault.removesuffix('.')}. `deepfloyd run` rebuilds its bundle "
             "from the settings and pictures of that version."

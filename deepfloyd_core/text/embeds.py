@@ -4,6 +4,7 @@
 a row. `encode` makes the files, in the layout of `embed_file`.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,13 +25,15 @@ from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.models.identity import model_fingerprint
 from deepfloyd_core.models.text_encoders import text_encoder_of
 from deepfloyd_core.processes.jobs import JobRequest, S
-from deepfloyd_core.store.artifacts import Artifact, Request, newest
+from deepfloyd_core.store.artifacts import Artifact, Request, damaged_parts, newest
 from deepfloyd_core.store.manifest import Manifest, Summary
 from deepfloyd_core.text.embed_file import EmbedFile
 from deepfloyd_core.types import Identity, Json
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 FORMAT = 5
 FILES, CAPTIONS_FILE, TOKENS_SHEET = "embeds-*.arrow", "captions.arrow", "tokens.png"
@@ -140,10 +143,14 @@ def older_embeds(workspace: Path, request: Request) -> Artifact | None:
 
 def embeds_to_draw_with(run: Run, encoder: Path) -> Artifact | None:
     """The newest embeds of a workspace that were encoded as the run encodes a prompt: their texts need no encoder. encoder:
-    the folder of its model.
+    the folder of its model. None: there are none, or a file of them is damaged, which is logged.
     """
     wanted = rows_identity(embeds_request(run, [], encoder))
-    return newest(run.workspace, "text_embeds", FORMAT, lambda other: _rows(other.spec, other.inputs) == wanted)
+    found = newest(run.workspace, "text_embeds", FORMAT, lambda other: _rows(other.spec, other.inputs) == wanted)
+    if found and (fault := next(damaged_parts(found), None)):
+        log.warning("%s; the texts are encoded anew", fault.removesuffix("."))
+        return None
+    return found
 
 
 def rows_identity(embeds: Identity) -> Json:

@@ -47,7 +47,10 @@ class Checkpoint:
 
 
 def save_checkpoint(out: Path, checkpoint: Checkpoint, limit: int) -> None:
-    """Write one checkpoint durably, then drop the oldest beyond `limit`."""
+    """Write one checkpoint durably, then drop the oldest beyond `limit`.
+
+    Those of later steps are dropped as well: this training would have gone on from one of them if it were whole.
+    """
     folder = out / FOLDER / f"step-{checkpoint.step:08d}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -61,15 +64,20 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint, limit: int) -> None:
     hashes = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
     write_sealed(folder / _SEAL, {"step": checkpoint.step, "files": hashes})
     fsync_path(folder.parent)
-    for old in _folders(out)[:-limit]:
-        shutil.rmtree(old)
+    fsync_path(out)
+    kept = [each for each in _folders(out) if each <= folder][-limit:]
+    for old in _folders(out):
+        if old not in kept:
+            shutil.rmtree(old)
 
 
-def load_checkpoint(out: Path) -> Checkpoint | None:
-    """The newest intact checkpoint, or None. A damaged one is logged and skipped."""
+def load_checkpoint(out: Path, most: int | None = None) -> Checkpoint | None:
+    """The newest intact checkpoint of at most so many steps, or None. A damaged one is logged and skipped."""
     for folder in reversed(_folders(out)):
+        if most is not None and folder.name > f"step-{most:08d}":
+            continue
         try:
-            record = read_sealed(folder / _SEAL)
+            record = read_sealed(folder / _SEAL, "The one before it is used")
             for name, digest in record["files"].items():
                 if sha256_file(folder / name) != digest:
                     raise ArtifactError(f"{folder / name} has other bytes than when it was written")

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.flavours import RANDOM
 from deepfloyd_core.config.stage import StageConfig
-from deepfloyd_core.files import canonical_json, sha256_bytes, write_bytes
+from deepfloyd_core.files import canonical_json, read_note, sha256_bytes, write_note
 from deepfloyd_core.models.random_files import read_json
 from deepfloyd_core.models.random_weights import UNETS
 from deepfloyd_core.pictures.geometry import Size
@@ -154,9 +154,10 @@ def known_costs(request: CostRequest, kept_in: Path) -> StepCosts | None:
     key = cost_key(request)
     if (record := _shipped().get(key)) is not None:
         return StepCosts.model_validate(record)
+    note = read_note(kept_in / f"{key}.json")
     try:
-        return StepCosts.model_validate_json((kept_in / f"{key}.json").read_bytes())
-    except (OSError, ValidationError):
+        return None if note is None else StepCosts.model_validate_json(bytes(note))
+    except ValidationError:  # of another version of the program
         return None
 
 
@@ -164,7 +165,7 @@ def keep_costs(request: CostRequest, costs: StepCosts, kept_in: Path) -> None:
     """Keep a record for `known_costs`, if the folder can be written."""
     with suppress(OSError):
         kept_in.mkdir(parents=True, exist_ok=True)
-        write_bytes(kept_in / f"{cost_key(request)}.json", costs.model_dump_json().encode())
+        write_note(kept_in / f"{cost_key(request)}.json", costs.model_dump_json().encode())
 
 
 @cache

@@ -20,7 +20,7 @@ import torch
 
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.files import write_bytes
+from deepfloyd_core.files import read_note, write_note
 from deepfloyd_core.training.forward import Prepared, TrainingContext, batch_loss
 
 _SIZES = ".micro_batches.json"
@@ -68,15 +68,13 @@ def keep_size(out: Path, step: int, config: StageConfig) -> dict[int, int]:
     if step < config.steps and config.pass_size != [config.train_batch_size, *known.values()][-1]:
         known[step] = config.pass_size
     if known or (out / _SIZES).exists():
-        write_bytes(out / _SIZES, json.dumps(known).encode())
+        write_note(out / _SIZES, json.dumps(known).encode())
     return known
 
 
 def _read(out: Path) -> Mapping[int, int]:
-    try:
-        return {int(step): int(size) for step, size in json.loads((out / _SIZES).read_bytes()).items()}
-    except FileNotFoundError:
-        return {}
+    note = read_note(out / _SIZES)
+    return {} if note is None else {int(step): int(size) for step, size in json.loads(bytes(note)).items()}
 
 
 def _part(value: Any, samples: slice) -> Any:

@@ -1,6 +1,6 @@
 """What a warm training of a stage starts from: a version's weights, the pictures that they know, their held-out losses.
 
-It is an artifact of its own, of links, so it stays with the versions that were trained from it when `gc` removes the
+It is an artifact of its own, of copies, so it stays with the versions that were trained from it when `gc` removes the
 version that it is of, and these can be made again. No torch.
 """
 
@@ -12,11 +12,10 @@ import pyarrow as pa
 from deepfloyd_core.adapters.lora_file import weights_file
 from deepfloyd_core.arrow import mapped_table, table_digest
 from deepfloyd_core.config.stages import STAGES, Stage
-from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.files import atomic_path, sha256_file
+from deepfloyd_core.files import atomic_path
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.store.manifest import Summary
-from deepfloyd_core.store.parts import take_part
+from deepfloyd_core.store.parts import copy_part
 from deepfloyd_core.store.pinned import PinnedFile
 from deepfloyd_core.training.jobs import VALIDATION_FILE
 
@@ -60,12 +59,7 @@ def make_start(workspace: Path, stage: Stage, source: StartSource) -> Artifact:
 
     def build(work: WorkDir) -> StartSummary:
         for file, sha256 in source.parts.items():
-            if sha256_file(file) != sha256:
-                raise ArtifactError(
-                    f"{file} has other bytes than its manifest says. Remove {source.bundle.path}: a training then starts "
-                    "without it."
-                )
-            take_part(file, sha256, work.path / file.name)
+            copy_part(file, sha256, work.path / file.name)
         with atomic_path(work.path / _KNOWN_FILE) as tmp, pa.ipc.new_file(tmp, source.known.schema) as writer:
             writer.write_table(source.known)
         return StartSummary(version=source.version, pictures=len(source.known))

@@ -21,6 +21,7 @@ from deepfloyd_core.training.optimizers import (
     resume_training,
     take_average,
 )
+from deepfloyd_core.training.validation import damaged_losses
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def _checkpoint(state: TrainingState) -> Checkpoint:
 
 
 def _resume(state: TrainingState, out: Path) -> None:
-    """Go back to the newest checkpoint, if there is one."""
-    checkpoint = load_checkpoint(out)
+    """Go back to the newest checkpoint before which all validations are stored, if there is one."""
+    checkpoint = load_checkpoint(out, damaged_losses(out))
     if checkpoint is None:
         return
     with torch.no_grad():

@@ -21,7 +21,8 @@ from PIL import Image
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.diffusion.loss import Text, to_bytes
-from deepfloyd_core.files import atomic_path, write_bytes
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.files import atomic_path, read_note, write_note
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.models.same_output import frozen
 from deepfloyd_core.models.unet import autocast, stock_pipeline, trained_scheduler
@@ -70,7 +71,7 @@ class Validation:
 
     def taken(self, step: int) -> bool:
         """Whether `take` has finished for a step, also in a process before."""
-        return _losses_file(self.out, step).exists()
+        return read_note(_losses_file(self.out, step)) is not None
 
     def take(self, step: int) -> tuple[list[GridLoss], list[Path]]:
         """Store the losses and make the pictures of a step; returns the losses, and the files of the pictures.
@@ -81,14 +82,26 @@ class Validation:
         paths = _save_pictures(self, step)
         for out in (*([self.kept] if self.kept and step == 0 else []), self.out):  # the last one tells that it is taken
             _losses_file(out, step).parent.mkdir(exist_ok=True)
-            write_bytes(_losses_file(out, step), json.dumps([vars(row) for row in losses]).encode())
+            write_note(_losses_file(out, step), json.dumps([vars(row) for row in losses]).encode())
         _save_sheet(self.stage, self.wanted, self.out)
         return losses, paths
 
 
 def read_losses(out: Path, step: int) -> list[GridLoss]:
-    """The stored losses of a step."""
-    return _read_losses(_losses_file(out, step))
+    """The stored losses of a step. Raises ArtifactError where there are none, or they are damaged."""
+    file = _losses_file(out, step)
+    losses = _read_losses(file)
+    if losses is None:
+        raise ArtifactError(f"{file} is missing or damaged. The same command again measures its step once more.")
+    return losses
+
+
+def damaged_losses(out: Path) -> int | None:
+    """The first step whose stored losses are damaged: the training goes on from before it and measures it again. None: all
+    are whole.
+    """
+    files = sorted((out / _LOSSES).glob("[0-9]*.json"))
+    return next((int(file.stem) for file in files if read_note(file) is None), None)
 
 
 def published_losses(file: Path) -> dict[tuple[str, str, int], float]:
@@ -98,8 +111,9 @@ def published_losses(file: Path) -> dict[tuple[str, str, int], float]:
     return {(row["image_id"], row["conditions"], row["t"]): row["loss"] for row in rows if row["step"] == last}
 
 
-def _read_losses(file: Path) -> list[GridLoss]:
-    return [GridLoss(**row) for row in json.loads(file.read_bytes())]
+def _read_losses(file: Path) -> list[GridLoss] | None:
+    note = read_note(file)
+    return None if note is None else [GridLoss(**row) for row in json.loads(bytes(note))]
 
 
 def _losses_file(out: Path, step: int) -> Path:
@@ -160,7 +174,8 @@ def held_out_losses(out: Path) -> list[tuple[int, float]]:
 
 def _validated(out: Path) -> Iterator[tuple[int, list[GridLoss]]]:
     for file in sorted((out / _LOSSES).glob("[0-9]*.json")):
-        yield int(file.stem), _read_losses(file)
+        if (losses := _read_losses(file)) is not None:
+            yield int(file.stem), losses
 
 
 def _save_sheet(stage: Stage, wanted: list[SampleSpec], out: Path) -> None:

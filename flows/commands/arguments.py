@@ -25,7 +25,7 @@ def here(loras: list[str] | None) -> tuple[str, ...]:
 def workspace_path(text: str) -> Path:
     """A workspace of the command line. Raises ConfigError unless the folder holds artifacts."""
     # Not above: a command that is only asked for its help needs no artifacts.
-    from deepfloyd_core.store.artifacts import need_workspace
+    from deepfloyd_core.store.lookup import need_workspace
 
     path = user_path(text)
     need_workspace(path)

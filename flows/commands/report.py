@@ -32,7 +32,7 @@ def print_verified(out: Console, verified: Verified) -> None:
     if verified.missing or verified.damaged:
         out.print(
             "`deepfloyd run`, with the settings and pictures of the version that needs them, rebuilds missing "
-            "artifacts. Remove the directories of damaged ones first."
+            "artifacts. Move the directories of damaged ones out of the workspace first."
         )
 
 

@@ -53,7 +53,8 @@ def test_what_was_damaged_is_named_and_gets_into_no_bundle(
     file.write_bytes(whole[:-1] + b"!")  # of the same size
     run = world.load(stages=(1,))
     with pytest.raises(
-        ArtifactError, match=f"{name} has other bytes than its manifest says. Remove {inputs.by_field[kind].path}"
+        ArtifactError,
+        match=f"{inputs.by_field[kind].path}/{name} has other bytes than its manifest says. Move its artifact out",
     ):
         bundle(run, inputs)
     file.write_bytes(whole)
@@ -68,7 +69,7 @@ def test_a_bundle_that_was_begun_takes_what_was_trained_anew(world: DataWorld, i
     with pytest.raises(ArtifactError):
         bundle(run, inputs)
     (begun,) = (run.workspace / "lora_bundle").glob("*/stage1")
-    assert (begun / LORA_FILE).samefile(lora.path / LORA_FILE)
+    assert not (begun / LORA_FILE).samefile(lora.path / LORA_FILE), "a release shares no bytes with its training"
     lora.path.rename(f"{lora.path}-before")
     trained = {LORA_FILE: b"otherwise" * 77, SCHEDULER: b"{}"}
     again = make(run, "stage1_lora", trained, TRAINING, model="2" * 16)

@@ -291,6 +291,12 @@ def test_a_champion_that_is_not_complete_or_a_list_that_is_lost_begins_from_the_
     assert nights.words().startswith("from the base, because version 1 cannot be started from: ")
     index.with_name("away").rename(index)
     assert nights.words() == "from version 1"
+    for file in (index, run.workspace / "lora_bundle" / _bundle_of(run, 1) / "stage1" / LORA_FILE):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        assert "has other bytes than its manifest says" in nights.words()
+        file.write_bytes(whole)
+    assert nights.words() == "from version 1"
     (run.workspace / "lora_bundle" / _bundle_of(run, 1) / "stage1" / LORA_FILE).unlink()
     assert "because version 1 cannot be started from: Version 1 cannot be used" in nights.words()
     (run.workspace / "versions" / "0001.json").write_bytes(b"garbage")
@@ -394,7 +400,7 @@ def test_what_started_from_a_version_or_a_file_by_init_lora_is_made_again_while_
 def test_what_is_read_again_from_elsewhere_is_said_beforehand(nights: Nights) -> None:
     workspace = run_of(nights).workspace
     record = workspace / "versions" / "0001.json"
-    version = read_sealed(record)
+    version = read_sealed(record, "")
     pairs = {"id": "depth", "type": "local", "dataset_type": "conditioning", "instance_data_dir": "/depth"}
     urls = {"id": "web", "type": "csv", "dataset_type": "image", "csv_file": "urls.csv"}
     version["recipe"]["data"] += [pairs, urls]

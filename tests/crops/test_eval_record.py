@@ -16,6 +16,7 @@ from deepfloyd_core.bundle.verify import verify_workspace
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.eval_choice import Choice, check_left, choose_held_out, held_out_pictures
 from deepfloyd_core.errors import ArtifactError, DataError
+from deepfloyd_core.files import write_sealed
 from deepfloyd_core.index.ledger import INDEX_FILE, SCHEMA
 from deepfloyd_core.store.artifacts import Artifact
 
@@ -160,8 +161,10 @@ def test_a_damaged_record_is_named_and_nothing_is_chosen(world: DataWorld) -> No
     assert verify_workspace(world.folder / "workspace").records == ()
     path.write_text(path.read_text().replace('"sets"', '"sits"'))
     assert str(path) in verify_workspace(world.folder / "workspace").records[0]
-    with pytest.raises(ArtifactError, match=r"was changed after it was written\. Take it from a backup, or remove it"):
+    with pytest.raises(ArtifactError, match=r"was changed after it was written\. Take it from a backup, or move it"):
         split(world, entry(pictures))
+    write_sealed(path, {"color": "blue"})
+    assert "not of held-out pictures" in verify_workspace(world.folder / "workspace").records[0]
 
 
 def ledger_of(folder: Path, number: int, pictures: dict[str, tuple[str, str, str | None]]) -> Artifact:

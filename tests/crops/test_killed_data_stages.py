@@ -80,7 +80,7 @@ def contents(workspace: Path) -> dict[str, Any]:
     for path in sorted(workspace.rglob("*")):
         name = str(path.relative_to(workspace))
         if path.name == "manifest.json":
-            found[name] = {key: value for key, value in read_sealed(path).items() if key != "provenance"}
+            found[name] = {key: value for key, value in read_sealed(path, "").items() if key != "provenance"}
         elif path.is_file() and not name.startswith(".locks"):
             found[name] = "notes" if name.startswith(".scan") else path.read_bytes()
     return found

@@ -115,6 +115,27 @@ def test_notes_that_are_lost_or_damaged_change_nothing(world: DataWorld, harm: s
     assert scan(run).equals(first)
 
 
+def test_a_flipped_bit_anywhere_in_the_notes_is_found_and_every_file_is_read_again(
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        world.add(f"{number}.png", noise(number), "a purple star")
+    run = world.load(stages=(1,))
+    first = scan(run)
+    (notes,) = (run.workspace / ".scan").iterdir()
+    good, times = notes.read_bytes(), notes.stat()
+    sha256, caption = first["sha256"][1].as_py().encode(), b"a purple star"
+    for place in (*range(0, len(good), 61), good.index(sha256) + 5, good.index(caption) + 2, len(good) - 9):
+        notes.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        os.utime(notes, ns=(times.st_atime_ns, times.st_mtime_ns))
+        caplog.clear()
+        assert scan(run).equals(first), f"byte {place} flipped"
+        assert f"{notes} has no seal that fits its bytes: it is made anew" in caplog.text
+        assert notes.read_bytes() == good
+    read = reads(monkeypatch)
+    assert scan(run).equals(first) and not read
+
+
 def test_what_a_killed_run_left_of_its_notes_goes_with_the_next_ones(world: DataWorld) -> None:
     world.add("a.png", noise(0))
     run = world.load(stages=(1,))
@@ -299,7 +320,7 @@ def test_only_new_pictures_are_judged_and_the_ledger_is_that_of_a_first_run(worl
 
 
 @pytest.mark.parametrize("file", ["looks.npy", "index.parquet"])
-@pytest.mark.parametrize("harm", ["gone", "empty", "half", "of fewer rows"])
+@pytest.mark.parametrize("harm", ["gone", "empty", "half", "a flipped bit", "of fewer rows"])
 def test_a_damaged_index_costs_the_judging_and_no_more(world: DataWorld, file: str, harm: str) -> None:
     for number in range(3):
         world.add(f"{number}.png", noise(number))
@@ -308,6 +329,9 @@ def test_a_damaged_index_costs_the_judging_and_no_more(world: DataWorld, file: s
     path.unlink()
     if harm == "of fewer rows" and file == "looks.npy":
         np.save(path, np.zeros((1, 8), np.uint8))
+    elif harm == "a flipped bit":
+        place = data.index(b"1.png") if file == "index.parquet" else len(data) - 3
+        path.write_bytes(data[:place] + bytes([data[place] ^ 2]) + data[place + 1 :])
     elif harm != "gone":
         path.write_bytes(data[: len(data) // 2 if harm == "half" else 0])
     world.add("new.png", noise(9))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -616,6 +617,39 @@ def test_verify_finds_a_flipped_byte(finished: tuple[SmallRun, str], tmp_path: P
     done = run.call_here("verify", str(tmp_path / "copy"))
     assert done.returncode == 1
     assert str(victim) in done.stdout
+
+
+def _flip(file: Path) -> None:
+    """One bit in the middle of a file, which keeps its size and times."""
+    data, times = bytearray(file.read_bytes()), file.stat()
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_one_flipped_bit_in_any_small_file_is_found_before_it_is_used_and_costs_no_training(
+    finished: tuple[SmallRun, str], tmp_path: Path
+) -> None:
+    run = _moved(finished[0], tmp_path / "moved")
+    (bundle,), flipped = (run.workspace / "lora_bundle").iterdir(), list[Path]()
+    for kind in ("image_index", "eval_set", "stage1_pixels", "stage2_pixels", "text_embeds", "stage1_text"):
+        flipped += [
+            file for file in run.workspace.glob(f"{kind}/*/*") if file.name != "manifest.json" and file.is_file()
+        ]
+    flipped += run.workspace.glob("stage1_lora/*/pytorch_lora_weights.safetensors")
+    flipped += [bundle / "stage2" / "pytorch_lora_weights.safetensors", bundle / "sheet.png", bundle / "metrics.json"]
+    whole = {file: file.read_bytes() for file in flipped}
+    for file in flipped:
+        _flip(file)
+    drawn = run.call_here("generate", str(run.config), *FAST, "--prompt", "a purple star")
+    assert drawn.returncode == 1 and "has other bytes than its manifest says" in " ".join(drawn.stderr.split())
+    again = run.call_here("run", str(run.config), *FAST)
+    assert again.returncode == 0, again.stderr
+    assert [file for file, data in whole.items() if file.read_bytes() != data] == []
+    told = again.stdout + again.stderr
+    assert "stage1_lora" not in "".join(line for line in told.splitlines() if ": built" in line)
+    assert told.count("it is taken from") >= 3
+    assert run.call_here("verify", str(run.workspace)).returncode == 0
 
 
 def test_an_empty_data_set_fails_with_one_clear_message(small_run: SmallRun, server: str) -> None:

@@ -159,6 +159,10 @@ def test_the_workspace_s_embeds_are_those_of_the_same_encoder(
     )  # fmt: skip
     assert found() == found("embed_file_mib=7", "seed=3") == made
     assert found("tokenizer_max_length=80") is None and found("text_encoder_dtype=bf16") is None
+    (file,) = made.path.glob("embeds-*.arrow")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-999] + bytes([whole[-999] ^ 1]) + whole[-998:])
+    assert found() is None, "no picture is drawn with a text that the disk has changed"
 
 
 def test_pictures_are_those_of_the_stock_pipelines(

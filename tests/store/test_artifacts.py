@@ -1,15 +1,19 @@
 """The artifact contract: built once, finished only with a sealed manifest, never trusted further than its hashes."""
 
+import errno
 import hashlib
+import io
 import json
 import logging
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -36,7 +40,7 @@ from deepfloyd_core.store.artifacts import (
     verify_artifact,
 )
 from deepfloyd_core.store.manifest import MANIFEST, Summary
-from deepfloyd_core.store.parts import finish_part, part_is_whole
+from deepfloyd_core.store.parts import copy_file, copy_part, finish_part, part_is_whole
 
 REQUEST = Request("eval_set", 1, {"seed": 42, "nested": {"rank": 4, "name": "é"}}, {"image_index": "ab12"})
 CONTENT = {"a.bin": b"\x00\x01\x02", "deep/er/b.txt": "naïve\n".encode(), "empty": b""}
@@ -129,7 +133,7 @@ def test_the_manifests_seal_is_the_sha256_of_its_own_record(built: Artifact) -> 
 @pytest.mark.parametrize("text", ["[]", "{}", "null", '"x"', "", "{", '{"seal": 3}', "\xff", "NaN"])
 def test_a_manifest_that_is_no_sealed_record_is_an_artifact_error(built: Artifact, text: str) -> None:
     (built.path / MANIFEST).write_bytes(text.encode("latin-1"))
-    with pytest.raises(ArtifactError, match="Remove its directory"):
+    with pytest.raises(ArtifactError, match="The next run that needs the artifact rebuilds it"):
         _ = built.manifest
     assert verify_artifact(built)
 
@@ -163,7 +167,8 @@ PLAIN = st.recursive(
 @given(st.dictionaries(st.sampled_from(["shards", "rows", "sizes", "other"]), PLAIN))
 def test_a_summary_of_another_shape_is_an_artifact_error_that_names_the_key(record: dict[str, Any]) -> None:
     with pytest.raises(
-        ArtifactError, match=r"^/w/x has a summary .* does not know \(\w+.*Remove it to have it rebuilt"
+        ArtifactError,
+        match=r"^/w/x has a summary .* does not know \(\w+.*Move it out of the workspace to have it rebuilt",
     ):
         CropsSummary.of_record(record, "/w/x")
 
@@ -455,3 +460,142 @@ def test_a_new_workspace_is_its_user_s_alone_and_another_keeps_its_mode(
         (tmp_path / "workspace").mkdir(before)
     materialise(tmp_path / "workspace", REQUEST, build_files)
     assert (tmp_path / "workspace").stat().st_mode & 0o777 == after
+
+
+# ---- the commit, ended before each of its steps -----------------------------------------------------------------------
+
+
+class Ended(OSError):
+    """Stands for a disk that fails, or for a kill: what comes after it does not happen."""
+
+
+def end_before(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Make the `number`th change or flush of files fail, from 0, and all after it."""
+    steps = iter(range(number))
+
+    def step(real: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **keys: Any) -> Any:
+            if next(steps, None) is None:
+                raise Ended(errno.EIO, os.strerror(errno.EIO))
+            return real(*arguments, **keys)
+
+        return called
+
+    for owner, name in ((os, "fsync"), (os, "rmdir"), (os, "unlink"), (os, "replace"), (os, "open"), (io, "open")):
+        patch.setattr(owner, name, step(getattr(owner, name)))
+
+
+def build_with_state(work: WorkDir) -> Summary:
+    """Files, a folder, and the working state of each kind: a checkpoint, a log, a part's record."""
+    state = work.path / ".checkpoints" / "step-00000002"
+    if not state.exists():
+        state.mkdir(parents=True)
+        (state / "weights").write_bytes(b"days of work")
+    (work.path / ".job-train.log").write_bytes(b"a line")
+    (work.path / "scheduler").mkdir(exist_ok=True)
+    for name in ("lora", "scheduler/config"):
+        (work.path / name).write_bytes(name.encode())
+    finish_part(work.path / "lora")
+    return Summary()
+
+
+def is_committed(workspace: Path, patch: pytest.MonkeyPatch, number: int) -> bool:
+    """Whether a commit that may take so many steps comes to its end, with nothing left over."""
+
+    def build(work: WorkDir) -> Summary:
+        summary = build_with_state(work)
+        end_before(patch, number)
+        return summary
+
+    try:
+        artifact = materialise(workspace, REQUEST, build)
+    except (Ended, StorageError):
+        return False
+    return not list(artifact.path.glob(".*"))
+
+
+def test_wherever_a_commit_ends_the_artifact_is_whole_or_its_working_state_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, number, done = {"unfinished": 0, "finished": 0}, 0, False
+    while not done:
+        workspace = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            done = is_committed(workspace, patch, number)
+        found = find(workspace, REQUEST)
+        ended["finished" if found else "unfinished"] += 1
+        if found:
+            assert verify_artifact(found) == [], "whole, whatever is left of its working state"
+        else:
+            state = workspace / REQUEST.name / ".checkpoints" / "step-00000002" / "weights"
+            assert state.read_bytes() == b"days of work" and (workspace / REQUEST.name / ".request.json").exists()
+        after = materialise(workspace, REQUEST, build_with_state)
+        assert after.reused == (found is not None) and verify_artifact(after) == []
+        assert not list(after.path.rglob(".*")), f"ended before step {number}"
+        number += 1
+    assert min(ended.values()) > 3
+
+
+# ---- reuse ------------------------------------------------------------------------------------------------------------
+
+
+def flip(file: Path) -> None:
+    """One bit of the last byte, with the times that it had."""
+    data, times = file.read_bytes(), file.stat()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_a_file_with_a_flipped_bit_is_not_reused_and_named(built: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.bin", "deep/er/b.txt"):
+        flip(built.path / name)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            again = materialise(built.path.parents[1], REQUEST, build_files)
+        assert not again.reused and (again.path / name).read_bytes() == CONTENT[name]
+        assert f"rebuilt because {built.path / name} has other bytes than its manifest says" in caplog.text
+
+
+@pytest.mark.parametrize("harm", ["flipped", "gone"])
+def test_a_damaged_file_is_taken_from_another_artifact_that_has_it_and_nothing_is_built(
+    built: Artifact, tmp_path: Path, harm: str
+) -> None:
+    def build(work: WorkDir) -> Summary:
+        copy_part(built.path / "deep" / "er" / "b.txt", built.hashes["deep/er/b.txt"], work.path / "copy")
+        return Summary()
+
+    other = materialise(tmp_path, Request("lora_bundle", 1, {}, {}), build)
+    file = built.path / "deep" / "er" / "b.txt"
+    assert not file.samefile(other.path / "copy")
+    if harm == "gone":
+        shutil.rmtree(file.parent)
+    else:
+        flip(file)
+    assert materialise(tmp_path, REQUEST, never).reused and file.read_bytes() == CONTENT["deep/er/b.txt"]
+    flip(other.path / "copy")
+    of_other = Request("lora_bundle", 1, {}, {})
+    assert materialise(tmp_path, of_other, never).reused
+    flip(other.path / "copy")
+    flip(file)
+    with pytest.raises(AssertionError, match="built again"):
+        materialise(tmp_path, of_other, never)
+    assert not list(other.path.glob(".tmp*")), "a copy that is damaged as well is not taken"
+
+
+@pytest.mark.parametrize("kernel", ["whole", "refuses", "gives up half way"])
+def test_a_copy_has_every_byte_whatever_the_kernel_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    old, new, data = tmp_path / "old", tmp_path / "new", random.Random(0).randbytes(3_000_000)
+    old.write_bytes(data)
+    calls = iter([1000, 0])
+
+    def copy_file_range(source: int, copy: int, count: int) -> int:
+        if kernel == "refuses" or (count := next(calls)) == 0:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return os.write(copy, os.read(source, count))
+
+    if kernel != "whole":
+        monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+    copy_file(old, new)
+    assert new.read_bytes() == data and new.stat().st_ino != old.stat().st_ino

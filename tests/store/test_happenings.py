@@ -80,7 +80,7 @@ def age(workspace: Path, days: float) -> None:
     """Let every event of a workspace have happened so long ago."""
     when = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
     for file in (workspace / "versions" / "events").iterdir():
-        write_sealed(file, dict(read_sealed(file)) | {"when": when})
+        write_sealed(file, dict(read_sealed(file, "")) | {"when": when})
 
 
 def test_a_workspace_whose_mark_is_gone_tells_its_young_events_and_no_older_ones(release: Release) -> None:

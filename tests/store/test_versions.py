@@ -1,5 +1,6 @@
 """Versions: which one serves, what verify asks of them, and that a lost or damaged piece is named, with who needs it."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,12 @@ from releases import Release, deepfloyd, make
 from small_run import SmallRun
 
 from deepfloyd_core.bundle.verify import verify_workspace
-from deepfloyd_core.errors import ArtifactError, ConfigError
+from deepfloyd_core.errors import ArtifactError, ConfigError, DeepFloydError
 from deepfloyd_core.files import write_sealed
 from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.store.registry import news_of, publish
 from deepfloyd_core.store.versions import bundle_of, champion, find_version, versions
+from deepfloyd_core.store.working_state import REQUEST
 
 
 @pytest.fixture
@@ -249,6 +251,22 @@ def test_a_manifest_that_is_garbage_is_a_fault_and_breaks_no_list(release: Relea
 # ---- a lost bundle at the doors that use it ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", ["promote {} 2", "rollback {}", "publish {} 1 {}-copy", "publish {} 2 {}-copy"])
+def test_a_bundle_with_a_flipped_bit_neither_serves_nor_leaves_the_workspace(release: Release, command: str) -> None:
+    for name in ("new", "old", "new"):
+        release.publish(name)
+    before = find_version(release.workspace, "latest")
+    for name in ("old", "new"):
+        file = release.parts[f"{name} lora_bundle"].path / "stage1" / "file"
+        data, times = file.read_bytes(), file.stat()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    done = deepfloyd(*command.format(*[release.workspace] * 2).split())
+    assert done.exit_code == 1 and "stage1/file has other bytes than its manifest says" in str(done.exception)
+    assert find_version(release.workspace, "latest") == before
+    assert not Path(f"{release.workspace}-copy").exists()
+
+
 @pytest.mark.parametrize("harm", ["directory", "manifest", "file"])
 def test_a_lost_bundle_is_one_clear_sentence(release: Release, harm: str) -> None:
     release.publish("old")
@@ -287,3 +305,36 @@ def test_an_option_of_one_value_that_is_given_twice_is_refused(arguments: tuple[
     done = deepfloyd(*arguments)
     assert done.exit_code == 2
     assert f"{option} is given 2 times" in done.output
+
+
+# ---- what a damaged record costs --------------------------------------------------------------------------------------
+
+READERS = ("ls", "history", "verify", "gc", "show {} 1", "diff {} 1 3", "promote {} 1", "block {} 1 --reason x")
+DESTRUCTIVE = ("remove", "delete")
+
+
+@pytest.mark.parametrize("record", [b"{}", b"\x00" * 200, b"[" * 100_000, b"foreign"])
+def test_no_reader_of_records_advises_to_remove_what_is_damaged(release: Release, record: bytes) -> None:
+    """Whatever record is damaged: of a version, of an event, of an artifact that is finished, unfinished or collected."""
+    for name in ("old", "new", "old"):
+        release.publish(name)
+    index, bundle = (release.parts[f"new {kind}"].path for kind in ("image_index", "lora_bundle"))
+    shutil.move(index / MANIFEST, index / REQUEST)
+    places = [release.workspace / "versions" / "0002.json", release.workspace / "versions" / "events" / "000003.json"]
+    places += [index / REQUEST, bundle / MANIFEST, release.workspace / "held_out" / "7.json"]
+    for place in places:
+        place.parent.mkdir(exist_ok=True)
+        if record == b"foreign":
+            write_sealed(place, {"color": "blue"})
+        else:
+            place.write_bytes(record)
+    commands = [*READERS, f"show {{}} {index.name[:8]}", f"show {{}} {bundle.name[:8]}", "show {} 2", "promote {} 2"]
+    for command in commands:
+        words = (command if "{}" in command else f"{command} {{}}").format(release.workspace).split()
+        done = deepfloyd(*words)
+        told = f"{done.output} {done.exception or ''}".replace("\n", " ")
+        assert done.exception is None or isinstance(done.exception, SystemExit | DeepFloydError), command
+        advice = [line for line in told.split(". ") if line.strip().lower().startswith(DESTRUCTIVE)]
+        assert not advice, command
+    assert "champion" in deepfloyd("ls", str(release.workspace)).output
+    assert find_version(release.workspace, "1").number == 1 and find_version(release.workspace, "3").number == 3

@@ -90,7 +90,10 @@ def test_a_record_is_kept_for_each_thing_that_changes_it_and_a_damaged_one_is_no
     assert len(keys) == len(other) and cost_key(plain) not in keys
     same = cost_request(settings(lora_rank=5, learning_rate=1e-2, train_batch_size=8), TINY, (64, 64))
     assert same is not None and cost_key(same) == cost_key(plain)
-    next(tmp_path.glob("*.json")).write_text("{")
+    (note,) = tmp_path.glob("*.json")
+    note.write_bytes(note.read_bytes().replace(b'"frozen":', b'"frozen":9', 1))
+    assert known_costs(plain, tmp_path) is None, "another number than was calculated"
+    note.write_text("{")
     assert known_costs(plain, tmp_path) is None
 
 

@@ -1,5 +1,6 @@
 """A training with every kind of state, killed at random moments, ends with the bytes of one that was not."""
 
+import errno
 import os
 import random
 import shutil
@@ -11,14 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from data_world import DataWorld
-from training_parts import forked, prepared, run_here, stage_text, train_stage
+from training_parts import break_in_step, forked, prepared, run_here, stage_text, train_stage
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
-from deepfloyd_core.files import sha256_file
+from deepfloyd_core.files import sha256_file, write_sealed
+from deepfloyd_core.store import artifacts
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.training import state as training_state
-from deepfloyd_core.training.checkpoints import Checkpoint, save_checkpoint
+from deepfloyd_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from deepfloyd_core.types import Json
 
 KILLS = int(os.environ.get("DEEPFLOYD_KILLS", "3"))  # of each stage; 50 take three minutes each
 COMMON = {
@@ -111,3 +117,74 @@ def test_a_training_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_
     assert lora.manifest.summary["steps_of_this_process"] < run.config.stage(stage).steps
     names = {name.split("/")[0] for name in lora.hashes}
     assert {"pytorch_lora_weights.safetensors", "metrics.parquet", "validation.parquet", "validation"} <= names
+
+
+def plain_training(world: DataWorld, **keys: Any) -> tuple[Run, dict[str, Artifact]]:
+    """A training of two steps and what it is made from."""
+    for number, color in enumerate(["red", "blue"] * 4):
+        world.add(f"{number}.png", np.full((64, 64, 3), 30 * number, np.uint8), color)
+    steps = {"max_train_steps": 2, "train_batch_size": 1, "checkpoint_step_interval": 1}
+    same = {"text_encoder_dtype": "fp32", "device": "cpu", "num_threads": 1, "mixed_precision": "no"}
+    run = world.load(stages=(1,), stage1={"model_flavour": "tiny-i", **steps, **keys}, **same)
+    made = prepared(run, world)
+    stage_text(run, 1, made["text_embeds"])
+    return run, made
+
+
+@pytest.mark.parametrize("how", ["kill", "full disk"])
+def test_a_training_that_ends_just_before_its_manifest_repeats_no_step(
+    world: DataWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    run, made = plain_training(world)
+    whole = train_stage(run, made, 1, tmp_path / "whole", how=run_here)
+
+    def write(path: Path, record: Json) -> None:
+        if path.name == MANIFEST:
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_sealed(path, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "write_sealed", write)
+        process = forked(run, made, tmp_path / "broken")
+        process.join()
+    assert process.exitcode == (-signal.SIGKILL if how == "kill" else 1)
+    assert not list((tmp_path / "broken").glob(f"*_lora/*/{MANIFEST}"))
+    lora = train_stage(run, made, 1, tmp_path / "broken", how=run_here)
+    assert lora.hashes == whole.hashes
+    assert lora.manifest.summary.get("steps_of_this_process", 0) == 0
+    assert not list(lora.path.glob(".*")), "the working state is gone once the manifest is there"
+
+
+def test_a_checkpoint_that_a_kill_left_half_written_does_not_take_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    """The interval may change, and `checkpointing_minutes` follows no step: the half one may be of a later step."""
+
+    def save(step: int) -> None:
+        tensors = {"w": torch.full((3,), float(step))}
+        save_checkpoint(tmp_path, Checkpoint(step, tensors, tensors, {}, {}, []), 1)
+
+    save(20)
+    (tmp_path / ".checkpoints" / "step-00000035").mkdir()
+    found = load_checkpoint(tmp_path)
+    assert found is not None and found.step == 20
+    save(30)
+    found = load_checkpoint(tmp_path)
+    assert found is not None and found.step == 30 and found.adapter["w"].tolist() == [30.0] * 3
+
+
+def test_a_stored_loss_that_was_changed_is_measured_again_from_the_checkpoint_before_it(
+    world: DataWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"max_train_steps": 3, "validation_step_interval": 1, "validation_num_inference_steps": 1}
+    run, made = plain_training(world, **keys)
+    whole = train_stage(run, made, 1, tmp_path / "whole", how=run_here)
+    begun = break_in_step(monkeypatch, 2)
+    with pytest.raises(RuntimeError):
+        train_stage(run, made, 1, tmp_path / "broken", how=run_here)
+    (losses,) = (tmp_path / "broken").glob("*_lora/*/.validation/00000001.json")
+    data = losses.read_bytes()
+    place = data.index(b'"loss": 0.') + 11
+    losses.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    assert train_stage(run, made, 1, tmp_path / "broken", how=run_here).hashes == whole.hashes
+    assert begun == [0, 1, 2, 1, 2]

@@ -168,6 +168,10 @@ def test_the_sizes_of_steps_that_are_done_again_are_forgotten(tmp_path: Path) ->
     assert keep_size(tmp_path, 70, cut) == {40: 2}
     assert keep_size(tmp_path, 30, config) == {} == keep_size(tmp_path, 50, config)
     assert keep_size(tmp_path, 100, cut) == {}, "no step is left"
+    assert keep_size(tmp_path, 40, cut) == {40: 2}
+    (note,) = tmp_path.iterdir()
+    note.write_bytes(note.read_bytes().replace(b"2", b"3", 1))
+    assert keep_size(tmp_path, 60, cut) == {60: 2}, "a size that was never taken is in no manifest"
 
 
 def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from summaries import summary_of
 
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import write_note
 from deepfloyd_core.models.unet import load_scheduler
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.sampling.specs import SampleSpec
@@ -202,7 +203,7 @@ def test_what_a_kill_left_half_written_is_passed_over(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(folder / "000.png")
     (folder / ".tmp-host-1-001.png").write_bytes(b"half")
     (tmp_path / ".validation").mkdir()
-    (tmp_path / ".validation" / "00000005.json").write_text(json.dumps([vars(row) for row in losses(1)]))
+    write_note(tmp_path / ".validation" / "00000005.json", json.dumps([vars(row) for row in losses(1)]).encode())
     (tmp_path / ".validation" / ".tmp-host-1-00000010.json").write_text("[")
     means = write_validations(losses(2), 1, [SampleSpec("a star", 0, (64, 64))], tmp_path)
     assert means == [(5, mean_loss(losses(1)))]
