@@ -5,6 +5,7 @@ import pytest
 
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.models.torch_facts import TorchFacts
+from deepfloyd_core.models.work import Speed
 from deepfloyd_core.project import machine
 from deepfloyd_core.project.machine import MachineLook, asked_machine, machine_look
 
@@ -18,7 +19,8 @@ def test_a_gpu_is_told_with_its_memory() -> None:
     assert machine_look(GPU) == MachineLook("cuda", "NVIDIA Test", 24 << 30, True)
     assert not machine_look(GPU.model_copy(update={"bf16": "emulated"})).bf16
     assert machine_look(GPU.model_copy(update={"device": "mps"})).device == "mps"
-    quick, slow = ({"device": "cpu", "cpu_flops": {"no": 2.0, "bf16": bf16}} for bf16 in (3.0, 1.0))
+    speed = {flops: Speed(flops=flops, bytes=1.0, call_s=1.0) for flops in (1.0, 2.0, 3.0)}
+    quick, slow = ({"device": "cpu", "cpu_speeds": {"no": speed[2.0], "bf16": speed[bf16]}} for bf16 in (3.0, 1.0))
     assert [machine_look(GPU.model_copy(update=facts)).bf16 for facts in (quick, slow)] == [True, False]
 
 
