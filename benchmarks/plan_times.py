@@ -1,9 +1,9 @@
-"""How near a plan's time and bytes come without an earlier run: forecast beside taken. `--demo`, `--xxl`: longer parts.
+"""How near a plan's time and bytes come without an earlier run: forecast beside taken. Also `--run`, `--demo`, `--xxl`.
 
 Every part calibrates as `deepfloyd plan` does, and then does the work, in one process on one thread. Seconds are of the
 wall. The last column has the same ratio in CPU seconds, by a calibration in CPU seconds, which other load on the machine
-hardly touches. Steps: a forward and a backward pass of a LoRA of rank 32, cases of `train_memory.py`. T5: of base size, tiny,
-and T5-XXL with 9.5 GB of disk. The demo: its plan, then its run, each artifact and its bytes.
+hardly touches. Steps: a forward and a backward pass of a LoRA of rank 32, cases of `train_memory.py`. T5: tiny, of base
+size, and with 9.5 GB of disk T5-XXL. The demo: its plan, then its run, each artifact and its bytes.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from deepfloyd_core.models.quantized import load_base
 from deepfloyd_core.models.torch_device import computes_bf16
 from deepfloyd_core.models.unet import order_channels_last
 from deepfloyd_core.models.work import Work
+from deepfloyd_core.planning.calibrated import JOB_S, fixed_s
 from deepfloyd_core.planning.encoding import encoding_s
 from deepfloyd_core.planning.plan import plan_run
 from deepfloyd_core.planning.times import START
@@ -117,7 +118,7 @@ def compared(what: str, work: Work, measured: Callable[[], object]) -> Compared:
 
 
 def encoder(name: str, dtype: str, count: int) -> list[Compared]:
-    """T5 by the product's job. What starts with a first caption is timed before, and taken off."""
+    """T5 by the product's job, without the imports of its process."""
     captions = caption_chunks(count, 1)[0]
     with tempfile.TemporaryDirectory() as folder:
         if name == "T5 of base size":
@@ -125,14 +126,14 @@ def encoder(name: str, dtype: str, count: int) -> list[Compared]:
         else:
             keys = {"model_flavour": "random:i-medium-400m" if name == "T5-XXL" else "tiny-i"}
             run = one_set(Path(folder), 1, {}, device="cpu", num_threads=1, text_encoder_dtype=dtype, stage1=keys)
-            model = resolve(keys["model_flavour"], 1, text=True)
+            model = resolve(run.config.stage(1).model, 1, text=True)
         if name == "T5 of base size":  # so that the plan finds its shape
             stage = run.config.stage(1).model_copy(update={"pretrained_model_name_or_path": str(model)})
             run = type(run)(run.config.model_copy(update={"stage1": stage}), run.datasets, run.notes)
         if name != "T5-XXL":
             embed(run, model, ["warm up"])
         texts = run_captions(run, captions)
-        forecast = [encoding_s(run, texts, len(texts), device(clock)) for clock in CLOCKS]
+        forecast = [encoding_s(run, texts, len(texts), each) + fixed_s(each, JOB_S) for each in map(device, CLOCKS)]
         took = timed(lambda: embed(run, model, captions), 0, 1)
     return [Compared(f"{name}, {dtype}, {len(texts)} texts", (forecast[0], forecast[1]), took)]
 

@@ -23,7 +23,7 @@ from deepfloyd_core.training.previews import PICTURES, SEEN_PICTURES, TIMESTEPS,
 # Seconds of the machine on which an operation takes _CALL_S, from the demo (benchmarks/plan_times.py).
 _CALL_S = 12.5e-6
 _COMMAND_S, _TASK_S = 5.0, 0.4  # a command with a Prefect server of its own, and what a flow does for each artifact
-_IMPORTS_S, _JOB_S = 5.0, 1.0  # torch and diffusers, once a flow; and a job that loads a model and writes its files
+_IMPORTS_S, JOB_S = 5.0, 1.0  # torch and diffusers, once a flow; and a job that loads a model and writes its files
 _SET_S = 0.4  # an artifact that no model makes
 _JUDGED_S, _CROPPED_S = 0.020, 0.017  # a picture: benchmarks/results.md, of most JPEGs
 _HELD_OUT_S = 0.05  # a held-out picture: crops of each stage, kept losslessly
@@ -33,6 +33,13 @@ _MEASURED_S = 0.25  # an upscaled picture: its figures, its sheets
 def step_s(config: StageConfig, costs: StepCosts, device: Device) -> float:
     """Seconds of an optimizer step of a stage."""
     return device.seconds(costs.step_work(config), config.mixed_precision)
+
+
+def fixed_s(device: Device, seconds: float) -> float:
+    """What Python does in so many seconds on the machine where they were measured; it takes as much longer as an operation
+    does.
+    """
+    return seconds * device.speeds["no"].call_s / _CALL_S
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class Calibrated:
             return self.fixed(_SET_S + amounts.held_out * _HELD_OUT_S)
         if kind == "text_embeds":
             encoded = encoding_s(self.run, amounts.captions, amounts.new_captions, self.device)
-            return self.fixed(_IMPORTS_S + _JOB_S) + encoded
+            return self.fixed(_IMPORTS_S + JOB_S) + encoded
         if kind == "cascade_samples":
             return self._samples_s() if self.costs else None
         if plan is None:
@@ -77,10 +84,7 @@ class Calibrated:
         return self._of_model(part, plan)
 
     def fixed(self, seconds: float) -> float:
-        """What Python does in so many seconds on the machine where they were measured takes as much longer as an operation
-        does.
-        """
-        return seconds * self.device.speeds["no"].call_s / _CALL_S
+        return fixed_s(self.device, seconds)
 
     def start_s(self, artifacts: int) -> float:
         """Of a command that makes so many artifacts, beside them."""
@@ -96,12 +100,12 @@ class Calibrated:
             return None
         if part == "lora":
             steps_s = plan.steps * step_s(config, costs, self.device)
-            return self.fixed(_JOB_S) + steps_s + self._validations_s(plan)
+            return self.fixed(JOB_S) + steps_s + self._validations_s(plan)
         source = STAGES[plan.stage].upscales
         if part != "low_res" or source is None or source not in self.costs:
             return None
         share = config.low_res_stage1_strength
-        return self.fixed(_JOB_S) + share * self._drawn_s(source, plan.rows, STAGES[source].size_px ** 2)
+        return self.fixed(JOB_S) + share * self._drawn_s(source, plan.rows, STAGES[source].size_px ** 2)
 
     def _validations_s(self, plan: StagePlan) -> float:
         """The losses on fixed draws at the end, of the base too, and what is sampled meanwhile."""
@@ -112,10 +116,10 @@ class Calibrated:
         if not interval:
             return 2 * losses
         is_asked = bool(config.validation_step_interval)
-        times = (plan.steps - 1) // interval + (2 if is_asked else 0)  # also of the base, and at the end
+        times = (plan.steps - 1) // interval + is_asked  # also at step 0
         count = self._pictures(stage) if is_asked else min(PICTURES, self._pictures(stage))
         pictures = self._drawn_s(stage, count, STAGES[stage].size_px ** 2)
-        return (2 + times) * losses + times * pictures
+        return (2 + times) * losses + (times + is_asked) * pictures
 
     def _pictures(self, stage: Stage) -> int:
         """Of a validation."""
@@ -131,7 +135,7 @@ class Calibrated:
         each = config.num_validation_images * max(1, len(config.prompts))
         for stage in self.costs:
             kind, settings = STAGES[stage], config.stage(stage)
-            total += 2 * self.fixed(_JOB_S)
+            total += 2 * self.fixed(JOB_S)
             if not kind.is_upscaler:
                 total += 2 * sum(self._drawn_s(stage, each, area) for area in sizes) + self._probes_s(stage)
                 continue
