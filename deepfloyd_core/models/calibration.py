@@ -13,7 +13,6 @@ import torch
 from torch.nn import functional as F
 
 from deepfloyd_core.config.stage_run import Precision
-from deepfloyd_core.models.operations import Operations
 from deepfloyd_core.models.work import Speed, Speeds, Work
 
 _LEAST_S = 0.09  # of the calls that are timed
@@ -21,6 +20,8 @@ _TURNS = 3  # in which they are timed, so that both precisions meet the same loa
 # Modules of diffusers and peft run more Python around an operation than the blocks here. Fitted to the steps of `tiny-i`
 # and `tiny-ii` with one picture of 64 px (benchmarks/plan_times.py).
 _PYTHON = 2.3
+_CHANNELS, _EDGE = 192, 32  # of the convolution, px
+_CHAIN, _TINY = 78, 383  # numbers that the chain touches, in 2^20; operations of the tiny network
 _LAYOUT = torch.channels_last
 _DTYPES: dict[Precision, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16}
 
@@ -28,14 +29,31 @@ _DTYPES: dict[Precision, torch.dtype] = {"no": torch.float32, "bf16": torch.bflo
 def measured_speeds(device: torch.device, clock: Callable[[], float] = perf_counter) -> Speeds:
     """The speed of a device in each precision. clock: in seconds."""
     works = {name: _works(device, dtype) for name, dtype in _DTYPES.items()}
-    # The first call of each, which is counted, chooses kernels and takes memory.
-    counts = {name: [_counted(work) for work in parts] for name, parts in works.items()}
+    for parts in works.values():
+        for work in parts:
+            work()  # chooses kernels and takes memory
     took: dict[Precision, list[_Took]] = {name: [_Took() for _ in parts] for name, parts in works.items()}
     for _ in range(_TURNS):
         for name, parts in works.items():
             for work, total in zip(parts, took[name], strict=True):
                 _time(work, device, clock, total)
-    return {name: _speed(counts[name], [total.each_s for total in took[name]]) for name in works}
+    return {
+        name: _speed(known_work(device, dtype), [total.each_s for total in took[name]])
+        for name, dtype in _DTYPES.items()
+    }
+
+
+def known_work(device: torch.device, dtype: torch.dtype) -> tuple[Work, Work, Work]:
+    """What the three computations are, of each what matters of it: as `operations` counts them, which takes a second here
+    because it imports torch's compiler.
+    """
+    many = _many(device)
+    flops = 2 * 2 * 9 * _CHANNELS**2 * _EDGE**2 * many
+    return Work(flops=flops), Work(bytes=_CHAIN * dtype.itemsize * 2**20 * many), Work(calls=_TINY)
+
+
+def _many(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else 16  # a GPU is only fast at what fills it
 
 
 @dataclass
@@ -50,7 +68,7 @@ class _Took:
         return self.seconds / self.calls
 
 
-def _speed(counts: list[Work], seconds: list[float]) -> Speed:
+def _speed(counts: tuple[Work, Work, Work], seconds: list[float]) -> Speed:
     products, chain, tiny = counts
     return Speed(
         flops=products.flops / seconds[0], bytes=chain.bytes / seconds[1], call_s=_PYTHON * seconds[2] / tiny.calls
@@ -61,8 +79,8 @@ def _works(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], objec
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=_LAYOUT)
 
-    many = 1 if device.type == "cpu" else 16  # a GPU is only fast at what fills it
-    x, weight = noise(many, 192, 32, 32).requires_grad_(), noise(192, 192, 3, 3)
+    many = _many(device)
+    x, weight = noise(many, _CHANNELS, _EDGE, _EDGE).requires_grad_(), noise(_CHANNELS, _CHANNELS, 3, 3)
     large, scale = noise(many, 16, 256, 256), torch.ones(16, device=device, dtype=dtype)
     small, kernel = noise(1, 16, 4, 4).requires_grad_(), noise(16, 16, 3, 3)
 
@@ -119,10 +137,3 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def _counted(work: Callable[[], object]) -> Work:
-    operations = Operations()
-    with operations:
-        work()
-    return operations.work

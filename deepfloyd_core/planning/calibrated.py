@@ -46,6 +46,7 @@ def fixed_s(device: Device, seconds: float) -> float:
 class Amounts:
     """How much is to be made."""
 
+    files: int  # of all data sets
     pictures: int  # to be judged
     judged_s: float | None  # what that took for the plan; None: it did not judge all of them
     sizes: Mapping[Stage, Size]  # px, of the pictures that the costs of a stage's step are of

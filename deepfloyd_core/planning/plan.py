@@ -89,9 +89,11 @@ def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future
     costs, unknown = costs_of(requests, calculates=asked is not None)
     new = _new_captions(seen, artifacts, captions)
     device, away = _answered(asked, run.config.device)
-    disk = plan_disk(run, artifacts, stages, costs, requests, len(captions), new)
     made = {artifact.kind for artifact in artifacts if artifact.state != "reused"}
     sizes = {stage: request.size for stage, request in requests.items()}
+    files, held_out = sum(one.inputs for one in sets), sum(one.held_out for one in sets)
+    amounts = Amounts(files, look.to_judge, look.judged_s, sizes, captions, new, held_out)
+    disk = plan_disk(run, artifacts, stages, costs, requests, amounts)
     memory = list[MemoryPlan]()
     if device is not None:
         if seen.config.auto_fit:
@@ -99,8 +101,6 @@ def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future
             seen = found.run
             notes += [f"auto_fit: {line}" for line in found.applied]
         memory = plan_memory(seen, made, new, costs, sizes, device)
-    held_out = sum(each.held_out for each in sets)
-    amounts = Amounts(look.to_judge, look.judged_s, sizes, captions, new, held_out)
     times = plan_times(_in_workspace_of(run, seen), artifacts, stages, costs, amounts, device)
     notes += [*unknown, *away]
     return Plan(

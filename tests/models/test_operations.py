@@ -1,11 +1,14 @@
 """The counted work of some operations, against counts by hand."""
 
+import pytest
 import torch
 from torch.nn import functional as F
 
-from deepfloyd_core.models.calibration import measured_speeds
+from deepfloyd_core.models import calibration
 from deepfloyd_core.models.operations import Operations
 from deepfloyd_core.models.work import Work
+
+CPU = torch.device("cpu")
 
 
 def test_products_are_counted_by_their_shapes_and_views_touch_nothing() -> None:
@@ -36,6 +39,18 @@ def test_a_convolution_and_an_attention_are_counted_in_both_directions() -> None
     assert both.work.flops == forward + 2.5 * forward
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_calibrates_a_device_is_what_it_is_taken_for(dtype: torch.dtype) -> None:
+    works: list[Work] = []
+    for work in calibration._works(CPU, dtype):
+        with Operations() as operations:
+            work()
+        works.append(operations.work)
+    products, chain, tiny = calibration.known_work(CPU, dtype)
+    assert products.flops == works[0].flops and chain.bytes == pytest.approx(works[1].bytes, rel=1e-4)
+    assert tiny.calls == works[2].calls and works[1].flops == 0
+
+
 def test_a_slower_clock_gives_a_faster_device() -> None:
     """A clock by which every computation takes as long: what counts is how much each computes."""
     seconds = [0.0]
@@ -44,7 +59,7 @@ def test_a_slower_clock_gives_a_faster_device() -> None:
         seconds[0] += 0.25
         return seconds[0]
 
-    found = measured_speeds(torch.device("cpu"), clock)
+    found = calibration.measured_speeds(CPU, clock)
     assert found.keys() == {"no", "bf16"}
     for speed in found.values():
         # A convolution of 192 channels at 32 px with the gradient of its input; each call takes between 0.25 and 0.75 s.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from data_world import DataWorld
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.models.device import Device
@@ -43,7 +44,7 @@ def planned(world: DataWorld, **keys: object) -> tuple[Run, Plan]:
 
 
 def seconds(run: Run, plan: Plan) -> dict[str, float]:
-    amounts = Amounts(12, None, {1: (64, 64)}, ["a picture"], 0, 2)
+    amounts = Amounts(12, 12, None, {1: (64, 64)}, ["a picture"], 0, 2)
     artifacts = [replace(one, state="made") for one in plan.artifacts]
     found = plan_times(replace(run, config=run.config.model_copy(update={"workspace": "nowhere"})), artifacts,
                        list(plan.stages), {1: COSTS}, amounts, CPU)  # fmt: skip
@@ -70,7 +71,7 @@ def test_validations_are_drawn_before_in_and_after_a_training(world: DataWorld) 
 
 def test_the_plan_says_where_its_times_come_from(world: DataWorld) -> None:
     run, plan = planned(world)
-    amounts = Amounts(12, None, {1: (64, 64)}, ["a picture"], 0, 2)
+    amounts = Amounts(12, 12, None, {1: (64, 64)}, ["a picture"], 0, 2)
     first = plan_times(replace(run, config=run.config.model_copy(update={"workspace": "nowhere"})), list(plan.artifacts),
                        list(plan.stages), {1: COSTS}, amounts, CPU)  # fmt: skip
     assert (
@@ -93,7 +94,7 @@ def test_a_model_that_comes_is_told_with_its_size(world: DataWorld) -> None:
 @pytest.mark.parametrize("real", [2, 6, 20, 77])
 def test_t5_computes_the_positions_that_the_plan_counts(real: int) -> None:
     places = torch.arange(77)
-    buckets = t5.T5Attention._relative_position_bucket(places[None] - places[:, None], True, 32, 128)
+    buckets = T5Attention._relative_position_bucket(places[None] - places[:, None], True, 32, 128)
     kept, _ = t5.distinct_positions(buckets, real)
     assert _positions(T5_XXL, real, 77) == (real, len(kept))
 
