@@ -38,7 +38,7 @@ from deepfloyd_core.planning.times import START
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.artifacts import all_artifacts
 from deepfloyd_core.text.embeds import run_captions
-from deepfloyd_core.training.costs import cost_request
+from deepfloyd_core.training.costs import cost_request, default_cache, known_costs
 from deepfloyd_core.training.measured_costs import step_costs
 from deepfloyd_core.training.recompute import recompute_activations
 
@@ -99,7 +99,7 @@ def steps(model: str, batch: int, edge: int, recomputes: bool) -> list[Compared]
 
     request = cost_request(config, folder, (edge, edge))
     assert request is not None
-    costs = step_costs(request)
+    costs = known_costs(request, default_cache()) or step_costs(request)
     one = config.model_copy(update={"train_batch_size": batch, "gradient_checkpointing": recomputes})
     name = f"{model}, batch {batch}, {edge} px{', recomputed' if recomputes else ''}"
     unet.train()
