@@ -19,7 +19,7 @@ _LEAST_S = 0.09  # of the calls that are timed
 _TURNS = 3  # in which they are timed, so that both precisions meet the same load
 # Modules of diffusers and peft run more Python around an operation than the blocks here. Fitted to the steps of `tiny-i`
 # and `tiny-ii` with one picture of 64 px (benchmarks/plan_times.py).
-_PYTHON = 2.3
+_PYTHON = 2.0
 _CHANNELS, _EDGE = 192, 32  # of the convolution, px
 _CHAIN, _TINY = 78, 383  # numbers that the chain touches, in 2^20; operations of the tiny network
 _LAYOUT = torch.channels_last

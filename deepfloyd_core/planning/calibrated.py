@@ -21,10 +21,10 @@ from deepfloyd_core.training.costs import StepCosts
 from deepfloyd_core.training.previews import PICTURES, SEEN_PICTURES, TIMESTEPS, preview_interval
 
 # Seconds of the machine on which an operation takes _CALL_S, from the demo (benchmarks/plan_times.py).
-_CALL_S = 12.5e-6
-_COMMAND_S, _TASK_S = 5.0, 0.4  # a command with a Prefect server of its own, and what a flow does for each artifact
-_IMPORTS_S, JOB_S = 5.0, 1.0  # torch and diffusers, once a flow; and a job that loads a model and writes its files
-_SET_S = 0.4  # an artifact that no model makes
+_CALL_S = 11e-6
+_COMMAND_S, _TASK_S = 6.5, 0.5  # a command with a Prefect server of its own, and what a flow does for each artifact
+_IMPORTS_S, JOB_S = 5.0, 0.6  # torch and diffusers, once a flow; and a job that loads a model and writes its files
+_SET_S = 0.2  # an artifact that no model makes
 _JUDGED_S, _CROPPED_S = 0.020, 0.017  # a picture: benchmarks/results.md, of most JPEGs
 _HELD_OUT_S = 0.05  # a held-out picture: crops of each stage, kept losslessly
 _MEASURED_S = 0.25  # an upscaled picture: its figures, its sheets
@@ -71,7 +71,9 @@ class Calibrated:
         plan, amounts = self.stages.get(table), self.amounts
         if kind == "image_index":
             return amounts.judged_s or self.fixed(_SET_S + amounts.pictures * _JUDGED_S)
-        if kind in ("eval_set", "eval_conditioning", "lora_bundle"):
+        if kind == "lora_bundle":
+            return self.fixed(_SET_S)
+        if kind in ("eval_set", "eval_conditioning"):
             return self.fixed(_SET_S + amounts.held_out * _HELD_OUT_S)
         if kind == "text_embeds":
             encoded = encoding_s(self.run, amounts.captions, amounts.new_captions, self.device)

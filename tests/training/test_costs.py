@@ -116,9 +116,9 @@ def test_an_optimizer_step_has_the_work_of_its_batches_and_of_the_update() -> No
     work = costs.step_work(settings(train_batch_size=3, gradient_accumulation_steps=2, optimizer="adamw"))
     # Weights, gradients and both moments are read, weights and moments written; before that gradients are measured and cut.
     update = 1000 * (4 + 4 + 2 * 4 + 4 + 2 * 4 + 4 + 8)
-    fresh = 2 * (50 + 2 * 30)
+    fresh = 4 * (50 + 2 * 30)
     assert (work.flops, work.bytes) == (2 * 30, 2 * (200 + fresh) + update)
     assert work.calls == 2 * 7 + 10 * 3
     assert costs.call_work(0.5) == Work(flops=5, bytes=75, calls=7)
     recomputed = costs.step_work(settings(train_batch_size=3, gradient_checkpointing=True, use_ema=True))
-    assert recomputed.flops == 20 and recomputed.bytes == 150 + 2 * (5 + 2 * 3) + update + 32 * 1000
+    assert recomputed.flops == 20 and recomputed.bytes == 150 + 4 * (5 + 2 * 3) + update + 32 * 1000
