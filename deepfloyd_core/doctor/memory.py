@@ -17,11 +17,11 @@ from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.doctor.embeds import has_embeds
 from deepfloyd_core.doctor.finding import Finding
-from deepfloyd_core.doctor.sizes import T5_XXL, unet_parameters
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.device import machine_memory
 from deepfloyd_core.models.folders import folder_here
 from deepfloyd_core.models.headers import UNET_WEIGHTS, read_header, weight_files
+from deepfloyd_core.models.sizes import T5_XXL, unet_parameters
 from deepfloyd_core.models.text_encoders import text_encoder_of
 from deepfloyd_core.models.torch_facts import TorchFacts
 from deepfloyd_core.store.counts import size

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage3 import STAGE3, DrawnStage
 from deepfloyd_core.doctor.finding import Finding, told
-from deepfloyd_core.doctor.sizes import random_bytes
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.folders import folder_here, is_on_hub, size_on_hub
+from deepfloyd_core.models.sizes import random_bytes
 from deepfloyd_core.store.counts import size
 
 

@@ -1,6 +1,5 @@
 """The device that a run computes on, as far as a plan must know it. No torch."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import psutil
 
 from deepfloyd_core.config.stage_run import Precision
 from deepfloyd_core.models.torch_facts import TorchFacts
+from deepfloyd_core.models.work import Speeds, Work, seconds
 from deepfloyd_core.store.counts import many
 
 MOST_SHARE = 0.95  # of a device's memory: its own program and allocator need some
@@ -44,7 +44,11 @@ class Device:
     total: int  # bytes of its memory
     free: int
     has_bf16: bool  # it multiplies faster in bf16 than in fp32
-    flops: Mapping[Precision, float]  # operations a second of a large convolution
+    speeds: Speeds
+
+    def seconds(self, work: Work, precision: Precision) -> float:
+        """How long some work takes."""
+        return seconds(work, self.speeds[precision], self.is_cpu)
 
     def fits(self, count: int) -> bool:
         """Whether it has room for so many bytes."""
@@ -55,9 +59,9 @@ def device_of(facts: TorchFacts, asked: str) -> Device:
     """asked: the run file's `device`."""
     if asked != "cpu" and facts.device == "cuda":
         name, memory = facts.device_name, (facts.total_bytes, facts.free_bytes)
-        return Device(name, False, *memory, facts.bf16 == "native", facts.gpu_flops)
+        return Device(name, False, *memory, facts.bf16 == "native", facts.gpu_speeds)
     total, free, _ = machine_memory()
     if asked != "cpu" and facts.device == "mps":
-        return Device("Apple's GPU", False, total, free, True, facts.gpu_flops)
+        return Device("Apple's GPU", False, total, free, True, facts.gpu_speeds)
     name = f"a CPU with {many(psutil.cpu_count() or 1, 'core')}"
-    return Device(name, True, total, free, facts.cpu_has_bf16, facts.cpu_flops)
+    return Device(name, True, total, free, facts.cpu_has_bf16, facts.cpu_speeds)

@@ -40,6 +40,7 @@ class DataLook:
     changes: tuple[str, ...]  # since the newest index, in words
     unread: Mapping[str, Unread]  # by data set, where the index is not the run's
     to_judge: int = 0  # pictures
+    judged_s: float | None = None  # what that took here; None: they were not all judged
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def look_at_data(run: Run) -> DataLook:
     with judges(run) as children:
         index = materialise(run.workspace, request, lambda work: build_index(run, scanned, children, work))
     changes = picture_changes(before.path / INDEX_FILE, index.path / INDEX_FILE) if before else []
-    return DataLook(index, True, request, False, tuple(changes), {}, unknown.true_count)
+    took = index.manifest.provenance.seconds
+    return DataLook(index, True, request, False, tuple(changes), {}, unknown.true_count, took)
 
 
 def check_index(run: Run, index: Artifact) -> list[str]:

@@ -14,15 +14,14 @@ from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.models.device import Device
 from deepfloyd_core.models.folders import folder_here
-from deepfloyd_core.models.random_files import read_json
-from deepfloyd_core.models.text_encoders import T5_XXL, text_encoder_of
+from deepfloyd_core.models.text_encoders import text_encoder_of
 from deepfloyd_core.pictures.geometry import Size
+from deepfloyd_core.planning.encoding import t5_file, t5_numbers, t5_shape, t5_widths
 from deepfloyd_core.planning.savings import Saving, sampling_savings, training_savings
 from deepfloyd_core.planning.steps import StagePlan
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.training.costs import PROGRAM, CostRequest, StepCosts, cost_request, state_parts, step_parts
 from deepfloyd_core.training.previews import pictures_of_size, sampled_together
-from deepfloyd_core.types import Json
 
 _OF_T5 = {"none": 1.0, "int8": 0.5, "nf4": 0.28}  # share of the weights' bytes, by text_encoder_quantization
 
@@ -131,12 +130,10 @@ def _training(run: Run, stage: Stage, costs: StepCosts, device: Device) -> Memor
 
 def _text(run: Run, captions: int, device: Device) -> MemoryPlan:
     """T5. Its hidden states are of one file of embeds, its layers of one at a time where it computes in another dtype."""
-    config, shape, kind = run.config, _t5_shape(run), text_encoder_of(run.config.first_stage)
-    layer, rest = _t5_numbers(shape)
-    width, stored = shape["d_model"], 4 if config.text_encoder_dtype == "fp32" else 2
-    computed = 4 if device.is_cpu and not device.has_bf16 else stored
-    of_file = max(1, int(config.embed_file_mib * 2**20 / (config.tokenizer_max_length * width * stored)))
-    hidden = min(captions, of_file) * config.tokenizer_max_length * width * computed
+    config, shape, kind = run.config, t5_shape(run), text_encoder_of(run.config.first_stage)
+    layer, rest = t5_numbers(shape)
+    width, (stored, computed) = shape["d_model"], t5_widths(run, device)
+    hidden = min(captions, t5_file(run, shape)) * config.tokenizer_max_length * width * computed
     share = _OF_T5[config.text_encoder_quantization]
     layers = 1 if config.text_encoder_streaming else shape["num_layers"]
     parts = [
@@ -149,29 +146,6 @@ def _text(run: Run, captions: int, device: Device) -> MemoryPlan:
     takes = 0 if config.text_encoder_streaming else _text(streamed, captions, device).bytes
     savings = (Saving((("text_encoder_streaming", True),), takes, "the same result", True),) if takes else ()
     return MemoryPlan(kind.title, tuple(part for part in parts if part.bytes), savings)
-
-
-def t5_flops(run: Run) -> float:
-    """Floating-point operations of T5 for one caption."""
-    shape = _t5_shape(run)
-    layer, _ = _t5_numbers(shape)
-    length, inner = run.config.tokenizer_max_length, shape["num_heads"] * shape["d_kv"]
-    return float(2 * shape["num_layers"] * length * (layer + 2 * length * inner))
-
-
-def _t5_shape(run: Run) -> Json:
-    first = run.config.first_stage
-    folder = folder_here(run.config.stage(first).model, first, text=True)
-    kind = text_encoder_of(first)
-    return dict(T5_XXL) if folder is None else read_json(folder / kind.weights_folder / "config.json")
-
-
-def _t5_numbers(shape: Json) -> tuple[int, int]:
-    """How many weights a layer of a T5 has, and everything else."""
-    inner = shape["num_heads"] * shape["d_kv"]
-    gated = 3 if "gated" in shape.get("feed_forward_proj", "relu") else 2
-    layer = 4 * shape["d_model"] * inner + gated * shape["d_model"] * shape["d_ff"]
-    return layer, shape["vocab_size"] * shape["d_model"]
 
 
 def _program(device: Device) -> tuple[Part, ...]:

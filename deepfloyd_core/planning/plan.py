@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,15 +13,16 @@ from deepfloyd_core.errors import DeepFloydError, JobError, attempt
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.models.device import Device, device_of
 from deepfloyd_core.models.torch_facts import TorchFacts, ask_torch
+from deepfloyd_core.planning.calibrated import Amounts
 from deepfloyd_core.planning.costs import costs_of
 from deepfloyd_core.planning.data import DataLook, SetCount, check_index, count_sets, look_at_data, look_of, why_unknown
 from deepfloyd_core.planning.disk import DiskPlan, plan_disk
 from deepfloyd_core.planning.fit import fit
-from deepfloyd_core.planning.memory import MemoryPlan, cost_requests, plan_memory, t5_flops
+from deepfloyd_core.planning.memory import MemoryPlan, cost_requests, plan_memory
 from deepfloyd_core.planning.shadow import shadow
 from deepfloyd_core.planning.steps import StagePlan, plan_stages, with_counted_steps
-from deepfloyd_core.planning.times import Amounts, Duration, plan_times
-from deepfloyd_core.planning.work import ArtifactPlan, models_missing, plan_artifacts
+from deepfloyd_core.planning.times import Duration, plan_times
+from deepfloyd_core.planning.work import ArtifactPlan, MissingModel, models_missing, plan_artifacts
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.text.embeds import CAPTIONS_FILE, older_embeds
 
@@ -41,7 +42,7 @@ class Plan:
     device: Device | None  # None: it was not asked for, or torch cannot be used
     disk: DiskPlan
     times: Mapping[str, Duration]  # by the kind of artifact
-    missing: tuple[str, ...] = ()  # models that must be downloaded
+    missing: tuple[MissingModel, ...] = ()
     ends: tuple[str, ...] = ()  # why a run would end once it has its index
     notes: tuple[str, ...] = ()
 
@@ -60,7 +61,7 @@ def plan_run(run: Run) -> Plan:
     processes of their own. Raises DataError where the pictures cannot make a run.
     """
     with ThreadPoolExecutor(1) as pool, shadow(run) as seen:
-        asked = pool.submit(ask_torch)
+        asked = pool.submit(ask_torch, threads=run.config.num_threads)
         return _planned(run, seen, look_at_data(seen), FROM_BASE, asked)
 
 
@@ -82,15 +83,17 @@ def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future
         of_index = index_captions(seen, look.index)
         seen = with_counted_steps(seen, stages)
     missing = models_missing(seen)
-    artifacts = plan_artifacts(seen, look, missing, starts, of_index)
+    artifacts = plan_artifacts(seen, look, bool(missing), starts, of_index)
     captions = of_index.texts if of_index else []
     requests = cost_requests(seen, stages)
     costs, unknown = costs_of(requests, calculates=asked is not None)
     new = _new_captions(seen, artifacts, captions)
     device, away = _answered(asked, run.config.device)
-    disk = plan_disk(run, artifacts, stages, costs, requests, len(captions), new)
     made = {artifact.kind for artifact in artifacts if artifact.state != "reused"}
     sizes = {stage: request.size for stage, request in requests.items()}
+    files, held_out = sum(one.inputs for one in sets), sum(one.held_out for one in sets)
+    amounts = Amounts(files, look.to_judge, look.judged_s, sizes, captions, new, held_out)
+    disk = plan_disk(run, artifacts, stages, costs, requests, amounts)
     memory = list[MemoryPlan]()
     if device is not None:
         if seen.config.auto_fit:
@@ -98,14 +101,18 @@ def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future
             seen = found.run
             notes += [f"auto_fit: {line}" for line in found.applied]
         memory = plan_memory(seen, made, new, costs, sizes, device)
-    amounts = Amounts(look.to_judge, sizes, len(captions), new, t5_flops(seen))
-    times = plan_times(run, artifacts, stages, costs, amounts, device)
+    times = plan_times(_in_workspace_of(run, seen), artifacts, stages, costs, amounts, device)
     notes += [*unknown, *away]
     return Plan(
         tuple(sets), look.changes, tuple(artifacts), tuple(stages), new, tuple(memory), device, disk, times,
         tuple(missing), tuple(f"A run would end here. {error}" for error in ends),
         tuple(note for note in notes if note),
     )  # fmt: skip
+
+
+def _in_workspace_of(run: Run, seen: Run) -> Run:
+    """A run as it was seen and fitted, out of its shadow."""
+    return replace(seen, config=seen.config.model_copy(update={"workspace": run.config.workspace}))
 
 
 def _answered(asked: "Future[TorchFacts] | None", name: str) -> tuple[Device | None, list[str]]:

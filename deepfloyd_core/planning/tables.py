@@ -8,6 +8,8 @@ from deepfloyd_core.models.device import Device
 from deepfloyd_core.planning.memory import MemoryPlan
 from deepfloyd_core.planning.plan import Plan
 from deepfloyd_core.planning.steps import StagePlan
+from deepfloyd_core.planning.times import START
+from deepfloyd_core.planning.work import MissingModel
 from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.counts import duration, many, size
 
@@ -35,12 +37,18 @@ def verdict(plan: Plan) -> list[str]:
     if not made:
         return ["Nothing to do: every artifact is there."]
     lines = [*plan.ends, _time(plan), _disk(plan)]
-    if plan.missing:
-        models = " and ".join(plan.missing)
-        lines.append(f"Beside that {models} must be downloaded; `deepfloyd doctor` tells how much that is.")
+    lines += [_coming(each) for each in plan.missing]
     if plan.device is not None:
         lines += _fits(plan.memory, plan.device)
     return lines
+
+
+def _coming(model: MissingModel) -> str:
+    """Of a model that is not here, beside what the run itself writes."""
+    if model.is_random:
+        return f"Beside that {size(model.bytes)} of random weights are written for {model.name}."
+    about = f", about {size(model.bytes)}" if model.bytes else ""
+    return f"Beside that {model.name} must be downloaded{about}; `deepfloyd doctor` asks the hub for it."
 
 
 def _disk(plan: Plan) -> str:
@@ -55,11 +63,16 @@ def _disk(plan: Plan) -> str:
 def _time(plan: Plan) -> str:
     if plan.seconds is None:
         return "How long it takes is not known: nothing of the kind has run in this workspace yet."
-    guessed = [label(kind) for kind, each in plan.times.items() if each.by != "earlier runs"]
+    known = [kind for kind, each in plan.times.items() if each.by == "earlier runs"]
+    calibrated = [label(kind) for kind in plan.times if kind not in (*known, START)]
     about = f"It takes about {duration(plan.seconds)}"
-    if not guessed:
+    if not calibrated:
         return f"{about}, by what earlier runs of this workspace took."
-    return f"{about}; {', '.join(guessed)} by the device's speed alone: a rough guess."
+    if not known:
+        return f"{about}, by a short calibration of this machine: nothing of the kind has run in this workspace yet."
+    return (
+        f"{about}: by a short calibration of this machine {', '.join(calibrated)}, by earlier runs what else is made."
+    )
 
 
 def _fits(memory: Iterable[MemoryPlan], device: Device) -> list[str]:

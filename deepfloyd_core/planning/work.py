@@ -1,16 +1,17 @@
 """Which artifacts a run would reuse, go on with or make, and why."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from deepfloyd_core.bundle.planned import Captions, Starts, planned
+from deepfloyd_core.config.flavours import RANDOM
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.identity import eval_request, pixels_request
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.models.folders import folder_here
+from deepfloyd_core.models.sizes import download_bytes, random_bytes
 from deepfloyd_core.planning.data import DataLook
 from deepfloyd_core.store.artifacts import Artifact, Request, damaged_parts, find, newest_record
 from deepfloyd_core.store.changes import changes
@@ -32,18 +33,27 @@ class ArtifactPlan:
     request: Request | None  # None: its identity is not known yet
 
 
+@dataclass(frozen=True)
+class MissingModel:
+    """A base model that is not on this machine."""
+
+    name: str
+    bytes: int  # about what its files take; 0: not known without the hub
+    is_random: bool  # it is written, not downloaded
+
+
 def plan_artifacts(
-    run: Run, look: DataLook, missing: Sequence[str], starts: Starts, captions: Captions | None
+    run: Run, look: DataLook, lacks_models: bool, starts: Starts, captions: Captions | None
 ) -> list[ArtifactPlan]:
-    """The artifacts of a run in the order in which it makes them. run: with its steps counted, in its shadow; missing: as
-    `models_missing`; captions: of the index, if there is one.
+    """The artifacts of a run in the order in which it makes them. run: with its steps counted, in its shadow;
+    lacks_models: see `models_missing`; captions: of the index, if there is one.
     """
     index = _planned(run, look.request, look.is_made) if look.request else _unknown("image_index")
     if index.state != "reused" and look.changes:
         index = ArtifactPlan(index.kind, index.state, look.changes, index.request)
     if not look.is_current or look.index is None:
         return [index, *(_unknown(kind) for kind in kinds_of(run))]
-    if missing:
+    if lacks_models:
         crops = _of_pictures(run, look.index)
         return [
             index,
@@ -90,17 +100,18 @@ def _here(model: str, stage: Stage, text: bool) -> Path:
     return folder
 
 
-def models_missing(run: Run) -> list[str]:
-    """The base models that are not on this machine."""
-    first = run.config.first_stage
-    return list(
-        dict.fromkeys(
-            config.model
-            for stage in run.config.stages
-            for config in [run.config.stage(stage)]
-            if folder_here(config.model, stage, text=stage == first) is None
-        )
-    )
+def models_missing(run: Run) -> list[MissingModel]:
+    """The base models that are not on this machine, each once."""
+    found: dict[str, MissingModel] = {}
+    for stage in run.config.stages:
+        config, text = run.config.stage(stage), stage == run.config.first_stage
+        if folder_here(config.model, stage, text) is not None or config.model in found:
+            continue
+        is_random = config.model.startswith(RANDOM)
+        is_own = config.pretrained_model_name_or_path is not None
+        coming = random_bytes(config.model, text) if is_random else download_bytes(config.model_flavour, text)
+        found[config.model] = MissingModel(config.model, 0 if is_own else coming, is_random)
+    return list(found.values())
 
 
 def _planned(run: Run, request: Request, is_made: bool | None = None) -> ArtifactPlan:

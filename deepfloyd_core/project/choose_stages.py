@@ -8,11 +8,14 @@ import math
 from dataclasses import dataclass
 
 from deepfloyd_core.config.flavours import PUBLISHED
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.planning.calibrated import step_s
 from deepfloyd_core.project.choices import Choice, StageChoices
 from deepfloyd_core.project.choose_data import BATCH
 from deepfloyd_core.project.machine import MachineLook
 from deepfloyd_core.store.counts import duration, many
+from deepfloyd_core.training.costs import cost_request, default_cache, known_costs
 
 STEPS_A_PICTURE, FEWEST_STEPS, USUAL_STEPS, MOST_STEPS = 100, 400, 2000, 20_000
 PASSES = 4  # over every picture, at least
@@ -23,7 +26,6 @@ TIGHT_GIB = {"cuda": 40.0, "mps": 16.0, "cpu": 8.0}  # below: activations are re
 PATCH_PX, SMALL_PATCH_PX = 128, 64
 RANK, RATE, WARMUP = 32, 4e-5, 100
 CHECKPOINT_MINUTES = 10.0
-_CPU_STEP_S = {False: 19.0, True: 7.2}  # of 4 pictures on one core, in bf16 or not: benchmarks/results.md
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,7 @@ def stage1_choices(machine: MachineLook, fit: Fit) -> StageChoices:
     """Stage I, text to 64 px."""
     steps, why = stage1_steps(fit.count)
     if machine.device == "cpu":
-        hours = duration(steps * _CPU_STEP_S[machine.bf16])
-        kind = "bf16" if machine.bf16 else "fp32"
-        why += (
-            f" Without a GPU a step takes {_CPU_STEP_S[machine.bf16]:g} s on one core of a server in {kind} "
-            f"at 64x64 px (benchmarks/results.md): {hours} in all; a stopped run goes on where it was."
-        )
+        why += _without_gpu(machine, steps)
     warmup = min(WARMUP, steps // 10)
     return StageChoices(
         STAGES[1].table,
@@ -85,6 +82,26 @@ def stage1_choices(machine: MachineLook, fit: Fit) -> StageChoices:
             *_batch(machine),
             *_kept(machine, 1),
         ),
+    )
+
+
+def _without_gpu(machine: MachineLook, steps: int) -> str:
+    """How long Stage I would train, as a plan says it."""
+    batch = {choice.key: choice.value for choice in _batch(machine)}
+    keys = {
+        "model_flavour": GPUS[-1].flavours[1][0],
+        "lora_rank": RANK,
+        "mixed_precision": "bf16" if machine.bf16 else "no",
+    }
+    config = StageConfig.model_validate({**keys, **batch})
+    request = cost_request(config, None, (STAGES[1].size_px,) * 2)
+    costs = known_costs(request, default_cache()) if request else None
+    if machine.cpu is None or costs is None:
+        return " Without a GPU that takes long: `deepfloyd plan` tells how long."
+    each_s = step_s(config, costs, machine.cpu)
+    return (
+        f" Without a GPU a step takes about {each_s:.2g} s, by a short calibration of this machine: "
+        f"{duration(steps * each_s)} in all; a stopped run goes on where it was."
     )
 
 

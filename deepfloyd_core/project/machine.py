@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deepfloyd_core.errors import JobError
-from deepfloyd_core.models.device import machine_memory
+from deepfloyd_core.models.device import Device, device_of, machine_memory
 from deepfloyd_core.models.torch_facts import TorchFacts, ask_torch
 
 
 @dataclass(frozen=True)
 class MachineLook:
-    """What a training can use. `memory_bytes`: of the GPU `cuda`, else the main memory."""
+    """What a training can use. `memory_bytes`: of the GPU `cuda`, else the main memory. `cpu`: its speed, without a GPU."""
 
     device: Literal["cuda", "mps", "cpu"]
     name: str  # of the GPU, else empty
@@ -24,6 +24,8 @@ class MachineLook:
     bf16: (
         bool  # whether it is faster in bf16: a GPU with units for it, a processor that took less time for a convolution
     )
+
+    cpu: Device | None = None
 
     @property
     def memory_gib(self) -> float:
@@ -52,7 +54,10 @@ def machine_look(facts: TorchFacts) -> MachineLook:
         return MachineLook("cuda", facts.device_name, facts.total_bytes, facts.bf16 == "native")
     if facts.device == "mps":
         return MachineLook("mps", "Apple GPU", machine_memory().total, False)
-    return MachineLook("cpu", "", machine_memory().total, facts.bf16_times is not None and facts.bf16_times < 1)
+    is_faster = facts.bf16_times is not None and facts.bf16_times < 1
+    return MachineLook(
+        "cpu", "", machine_memory().total, is_faster, device_of(facts, "cpu") if facts.cpu_speeds else None
+    )
 
 
 def _without_gpu() -> MachineLook:

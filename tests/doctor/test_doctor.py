@@ -27,10 +27,16 @@ from deepfloyd_core.doctor.finding import Finding
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.models import torch_facts
 from deepfloyd_core.models.torch_facts import TorchFacts
+from deepfloyd_core.models.work import Speed, Speeds
 from flows.commands.doctor import hidden, report_json, secrets_of
 from flows.serving.server_log import STARTED
 
-FACTS = TorchFacts(version="2.13.0", build="the CPU", device="cpu", threads=2, cpu_flops={"no": 1.0, "bf16": 2.0})
+
+def speeds(no: float, bf16: float) -> Speeds:
+    return {"no": Speed(flops=no, bytes=1.0, call_s=1.0), "bf16": Speed(flops=bf16, bytes=1.0, call_s=1.0)}
+
+
+FACTS = TorchFacts(version="2.13.0", build="the CPU", device="cpu", threads=2, cpu_speeds=speeds(1.0, 2.0))
 OF_GPU = {"device": "cuda", "device_name": "a GPU", "total_bytes": 24 * 10**9, "free_bytes": 20 * 10**9}
 REPO = "DeepFloyd/IF-I-M-v1.0"
 HUB_MODEL = f"--set=stage1.pretrained_model_name_or_path={REPO}"
@@ -262,7 +268,7 @@ def test_a_device_that_torch_does_not_see_is_a_fault(small_run: SmallRun) -> Non
 
 
 def test_slow_bf16_is_a_note_where_a_run_file_asks_for_it(small_run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examine, "ask_torch", lambda: FACTS.model_copy(update={"cpu_flops": {"no": 3.2, "bf16": 1.0}}))
+    monkeypatch.setattr(examine, "ask_torch", lambda: FACTS.model_copy(update={"cpu_speeds": speeds(3.2, 1.0)}))
     assert not told(str(small_run.config), code=0)
     found = told(str(small_run.config), "--set=stage1.mixed_precision=bf16", code=0)
     note = next(each for each in found if each["name"] == "bf16")

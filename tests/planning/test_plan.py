@@ -19,6 +19,7 @@ from deepfloyd_core.index.ledger import read_index
 from deepfloyd_core.models.device import Device
 from deepfloyd_core.models.text_encoders import T5_XXL
 from deepfloyd_core.models.torch_facts import TorchFacts
+from deepfloyd_core.models.work import Speed, Work
 from deepfloyd_core.pictures.geometry import Size
 from deepfloyd_core.planning import data, memory, times
 from deepfloyd_core.planning.fit import Fitted, fit
@@ -36,7 +37,7 @@ from deepfloyd_core.training.epochs import crops_of_sizes, with_steps
 def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The processes that are asked for the device and for costs: tests/planning/test_costs.py."""
 
-    def ask_torch() -> TorchFacts:
+    def ask_torch(threads: int | None) -> TorchFacts:
         raise JobError("torch is not asked")
 
     monkeypatch.setattr("deepfloyd_core.planning.plan.ask_torch", ask_torch)
@@ -188,12 +189,14 @@ def test_what_is_finished_tells_how_long_the_rest_takes(world: DataWorld) -> Non
 GIB = 1 << 30
 CUT = "the same steps, up to the rounding of sums"
 
-
+ONE = Work(flops=1e9, bytes=1e6, calls=10.0)
+SPEED = Speed(flops=1e12, bytes=1e10, call_s=1e-5)
 HUGE = StepCosts(
     frozen=GIB, trained=1000, trained_bytes=4000, kept=(GIB, 2 * GIB), recomputed=(GIB // 4, GIB // 2), sampled=(5, 9),
-    kept_blocks=(), recomputed_blocks=(), sampled_flops=1,
+    kept_blocks=(), recomputed_blocks=(), trained_tensors=1, kept_work=(ONE, ONE), recomputed_work=(ONE, ONE),
+    sampled_work=(ONE, ONE),
 )  # fmt: skip
-GPU = Device("a GPU", False, 5 * GIB, 5 * GIB, True, {"no": 1e12, "bf16": 1e12})
+GPU = Device("a GPU", False, 5 * GIB, 5 * GIB, True, {"no": SPEED, "bf16": SPEED})
 
 
 def batch_of_four(world: DataWorld, **more: Any) -> Run:
@@ -285,7 +288,7 @@ def test_fewer_pictures_are_sampled_at_once_where_all_do_not_fit(world: DataWorl
 
 def test_t5_is_streamed_where_it_does_not_fit(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     run = batch_of_four(world, auto_fit=True)
-    monkeypatch.setattr(memory, "_t5_shape", lambda run: T5_XXL)
+    monkeypatch.setattr(memory, "t5_shape", lambda run: T5_XXL)
     fitted = fit(run, {}, {}, GPU, 1)
     assert fitted.run.config.text_encoder_streaming and not fitted.proposed
     assert fitted.applied[0].startswith("text_encoder_streaming = true: ")

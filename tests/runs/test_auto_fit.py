@@ -16,12 +16,14 @@ from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.models import device
 from deepfloyd_core.models.device import MOST_SHARE, Device, MachineMemory
 from deepfloyd_core.models.torch_facts import TorchFacts
+from deepfloyd_core.models.work import Speed
 from deepfloyd_core.planning.savings import training_bytes
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.costs import cost_request, default_cache, known_costs
 
-CPU = TorchFacts(version="2", build="the CPU", device="cpu", threads=2, cpu_flops={"no": 1e10, "bf16": 1e10})
+SPEED = Speed(flops=1e10, bytes=1e9, call_s=1e-5)
+CPU = TorchFacts(version="2", build="the CPU", device="cpu", threads=2, cpu_speeds={"no": SPEED, "bf16": SPEED})
 KEYS = ("train_batch_size=4", "lora_rank=8", "lora_dropout=0.0", "max_train_steps=2", "checkpoint_step_interval=1")
 
 

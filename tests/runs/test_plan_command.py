@@ -9,14 +9,16 @@ from small_run import SmallRun
 
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.models.torch_facts import TorchFacts
+from deepfloyd_core.models.work import Speed
 
-CPU = TorchFacts(version="2", build="the CPU", device="cpu", threads=2, cpu_flops={"no": 1e10, "bf16": 1e10})
+SPEED = Speed(flops=1e10, bytes=1e9, call_s=1e-5)
+CPU = TorchFacts(version="2", build="the CPU", device="cpu", threads=2, cpu_speeds={"no": SPEED, "bf16": SPEED})
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The processes with torch, which take seconds: tests/doctor and tests/training/test_costs.py."""
-    monkeypatch.setattr("deepfloyd_core.planning.plan.ask_torch", lambda: CPU)
+    monkeypatch.setattr("deepfloyd_core.planning.plan.ask_torch", lambda threads: CPU)
     monkeypatch.setattr("deepfloyd_core.planning.costs._CALCULATED_BY", "no_such_module")
 
 
@@ -47,7 +49,7 @@ from deepfloyd_core.errors import JobError
 from deepfloyd_core.planning import costs, plan
 from flows.commands.cli import app
 
-def ask():
+def ask(threads):
     raise JobError("not asked")
 
 plan.ask_torch, costs._CALCULATED_BY = ask, "no_such_module"

@@ -12,10 +12,12 @@ from deepfloyd_core.config.run_reader import read_written
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.diffusion.loss import Text, predict, squared_error
 from deepfloyd_core.models.memory import Counted
+from deepfloyd_core.models.operations import Operations
 from deepfloyd_core.models.quantized import load_base
 from deepfloyd_core.models.unet import order_channels_last
+from deepfloyd_core.models.work import Work, of_batch
 from deepfloyd_core.text.projection import text_is_frozen
-from deepfloyd_core.training.costs import cost_key, cost_request, keep_costs, known_costs
+from deepfloyd_core.training.costs import StepCosts, cost_key, cost_request, keep_costs, known_costs
 from deepfloyd_core.training.measured_costs import step_costs
 from deepfloyd_core.training.recompute import recompute_activations
 
@@ -28,8 +30,8 @@ def settings(**keys: Any) -> StageConfig:
     return StageConfig.model_validate({"model_flavour": "tiny-i", "mixed_precision": "no", **keys})
 
 
-def taken(config: StageConfig, batch: int, recomputes: bool) -> tuple[int, int, int]:
-    """Of a real step: bytes of its storages at their highest, of frozen weights, and how many numbers are trained."""
+def taken(config: StageConfig, batch: int, recomputes: bool) -> tuple[int, int, int, Work]:
+    """Of a real step: bytes of its storages at their highest, of frozen weights, how many numbers are trained, its work."""
     projected = text_is_frozen(config)
     unet = load_base(TINY, projected, base_dtype(config), config.base_model_precision, CPU)
     method_of(config).prepare(unet, config, 0)
@@ -45,11 +47,13 @@ def taken(config: StageConfig, batch: int, recomputes: bool) -> tuple[int, int, 
         text = Text(torch.randn(batch, 77, unet.config.encoder_hid_dim))
     counted = Counted([param.untyped_storage() for param in unet.parameters()])
     noise = torch.randn(batch, 3, 64, 64)
-    with counted:
+    operations = Operations()
+    with counted, operations:
         eps, _ = predict(unet, x, t, text, None)
         squared_error(eps, noise).mean().backward()
     frozen = sum(param.nbytes for param in unet.parameters() if not param.requires_grad)
-    return counted.peak, frozen, sum(param.numel() for param in unet.parameters() if param.requires_grad)
+    trained = sum(param.numel() for param in unet.parameters() if param.requires_grad)
+    return counted.peak, frozen, trained, operations.work
 
 
 def demo() -> StageConfig:
@@ -64,9 +68,12 @@ def test_a_step_of_fake_tensors_takes_what_the_real_one_does(config: StageConfig
     assert request is not None
     costs = step_costs(request)
     for batch, recomputes in ((1, True), (4, True), (3, False)):
-        peak, frozen, trained = taken(config, batch, recomputes)
+        peak, frozen, trained, work = taken(config, batch, recomputes)
         assert costs.step(batch, recomputes, on_cpu=False) == pytest.approx(peak, rel=0.1)
         assert (costs.frozen, costs.trained) == (frozen, trained)
+        told = of_batch(*(costs.recomputed_work if recomputes else costs.kept_work), batch)
+        assert told.flops == pytest.approx(work.flops, rel=1e-6)
+        assert (told.bytes, told.calls) == pytest.approx((work.bytes, work.calls), rel=0.05)
     assert costs.recomputed[1] < costs.kept[1]
     if config == demo():
         assert known_costs(request, tmp_path) == costs, "the shipped record: python benchmarks/known_costs.py"
@@ -101,3 +108,20 @@ def test_a_model_that_is_not_here_is_known_by_its_flavour_alone() -> None:
     flavour = StageConfig.model_validate({"model_flavour": "i-medium-400m", "lora_rank": 16})
     own = StageConfig.model_validate({"model_flavour": "i-medium-400m", "pretrained_model_name_or_path": "me/mine"})
     assert cost_request(flavour, None, (64, 64)) is not None and cost_request(own, None, (64, 64)) is None
+
+
+def test_an_optimizer_step_has_the_work_of_its_batches_and_of_the_update() -> None:
+    one, two = Work(flops=10, bytes=100, calls=7), Work(flops=20, bytes=150, calls=7)
+    costs = StepCosts(
+        frozen=0, trained=1000, trained_bytes=4000, kept=(50, 80), recomputed=(5, 8), sampled=(5, 9), kept_blocks=(),
+        recomputed_blocks=(), trained_tensors=3, kept_work=(one, two), recomputed_work=(two, two), sampled_work=(one, two),
+    )  # fmt: skip
+    work = costs.step_work(settings(train_batch_size=3, gradient_accumulation_steps=2, optimizer="adamw"))
+    # Weights, gradients and both moments are read, weights and moments written; before that gradients are measured and cut.
+    update = 1000 * (4 + 4 + 2 * 4 + 4 + 2 * 4 + 4 + 8)
+    fresh = 4 * (50 + 2 * 30)
+    assert (work.flops, work.bytes) == (2 * 30, 2 * (200 + fresh) + update)
+    assert work.calls == 2 * 7 + 10 * 3
+    assert costs.call_work(0.5) == Work(flops=5, bytes=75, calls=7)
+    recomputed = costs.step_work(settings(train_batch_size=3, gradient_checkpointing=True, use_ema=True))
+    assert recomputed.flops == 20 and recomputed.bytes == 150 + 4 * (5 + 2 * 3) + update + 32 * 1000
