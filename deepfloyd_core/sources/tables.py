@@ -3,7 +3,6 @@
 import csv
 import difflib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -206,8 +205,8 @@ def _lines(handle: IO[str]) -> Iterator[str]:
 def _object(pairs: list[tuple[str, Any]]) -> Record:
     record = dict(pairs)
     if len(record) < len(pairs):
-        names = Counter(name for name, _ in pairs)
-        raise ValueError(f"a name occurs twice: {names.most_common(1)[0][0]}")
+        more = ", ..." if len(pairs) > _MOST_NAMES else ""
+        raise ValueError(f"a name occurs twice: {', '.join(name[:_SHOWN] for name, _ in pairs[:_MOST_NAMES])}{more}")
     return record
 
 

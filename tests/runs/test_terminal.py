@@ -122,7 +122,7 @@ def test_only_a_terminal_is_watched_whatever_rich_believes(monkeypatch: pytest.M
 
 def test_every_console_and_every_column_of_a_bar_is_one_without_markup() -> None:
     sources = [path for layer in ("flows", "tasks") for path in (ROOT / layer).glob("*.py")]
-    makers = {path.name for path in sources if re.search(r"\bConsole\(", path.read_text())}
+    makers = {path.name for path in sources if re.search(r"\bConsole\(|\(Console\)", path.read_text())}
     assert makers == {"terminal.py"}
     columns = re.findall(r"TextColumn\(.*?\)", (ROOT / "tasks" / "progress.py").read_text())
     assert columns and all("markup=False" in column for column in columns)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -101,7 +102,11 @@ def keep(folder: Path, url: str) -> os.stat_result:
 def cell(value: Any) -> list[str]:
     if isinstance(value, list):
         return [text for part in value for text in cell(part)]
-    text = "" if value is None or value != value else str(value).strip()
+    if value is None or isinstance(value, dict) or (isinstance(value, float) and not math.isfinite(value)):
+        return []
+    text = (
+        value.decode(errors="ignore") if isinstance(value, bytes) else str(value)
+    ).strip()  # b"" and b"\xff" are none
     return [text.encode("utf-8", "replace").decode()] if text else []
 
 
