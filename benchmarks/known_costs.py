@@ -1,4 +1,4 @@
-"""Calculate the shipped records of what training steps cost: `python benchmarks/known_costs.py`, some 10 minutes.
+"""Calculate the shipped records of what training steps cost: `python benchmarks/known_costs.py`, some 15 minutes.
 
 Writes `deepfloyd_core/training/known_costs.json`, which `deepfloyd plan` reads in place of calculating for seconds: steps of
 the run files in `flows/configs`, and of each published flavour with a LoRA on the default layers. A record depends on

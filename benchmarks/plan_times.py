@@ -3,7 +3,7 @@
 Every part calibrates as `deepfloyd plan` does, and then does the work, in one process on one thread. Seconds are of the
 wall. The last column has the same ratio in CPU seconds, by a calibration in CPU seconds, which other load on the machine
 hardly touches. Steps: a forward and a backward pass of a LoRA of rank 32, cases of `train_memory.py`. T5: of base size,
-and with 9.5 GB of disk T5-XXL. The demo: its plan, then its run, each artifact and its bytes.
+and with 9.5 GB of disk T5-XXL. The demo and a small run: each plan, then its run, by artifact, with bytes.
 """
 
 import argparse
@@ -19,7 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
 from embeds import caption_chunks, make_run
+from small_run import make_small_run
 from train_memory import REAL, TINY, settings
 from worlds import embed, one_set
 
@@ -138,39 +142,46 @@ def encoder(name: str, dtype: str, count: int) -> list[Compared]:
 
 
 def demo() -> None:
-    """Print the demo's plan beside its run, by artifact."""
+    """Print plans beside their runs: of the demo, and of the small data set that tests train on."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(ROOT / "datasets", folder / "datasets")
         shutil.copy(ROOT / "flows" / "configs" / "demo.toml", folder)
-        workspace = folder / "workspace"
-        overrides = (f"workspace={workspace}", "num_threads=1")
-        os.chdir(folder)
-        began = time.perf_counter()
-        plan = plan_run(load_run(folder / "demo.toml", overrides))
-        planned = time.perf_counter() - began
-        command = [Path(sys.executable).with_name("deepfloyd"), "run", "demo.toml"]
-        command += [word for override in overrides for word in ("--set", override)]
-        began = time.perf_counter()
-        subprocess.run(
-            command, check=True, env=os.environ | {"PREFECT_HOME": str(folder / "home")}, capture_output=True
-        )
-        took = time.perf_counter() - began
-        print(f"\nload {os.getloadavg()[0]:.1f}, the plan took {planned:.1f} s\n")
+        beside_its_run("demo", folder / "demo.toml", folder)
+    with tempfile.TemporaryDirectory() as name:
+        small = make_small_run(Path(name) / "small")
+        beside_its_run("small run", small.config, small.folder)
+
+
+def beside_its_run(what: str, file: Path, folder: Path) -> None:
+    """Print a plan beside the run, by artifact. folder: where commands are given."""
+    workspace = folder / "workspace-of-plan"
+    overrides = (f"workspace={workspace}", "num_threads=1")
+    os.chdir(folder)
+    began = time.perf_counter()
+    plan = plan_run(load_run(file, overrides))
+    planned = time.perf_counter() - began
+    command = [Path(sys.executable).with_name("deepfloyd"), "run", str(file)]
+    command += [word for override in overrides for word in ("--set", override)]
+    began = time.perf_counter()
+    subprocess.run(command, check=True, env=os.environ | {"PREFECT_HOME": str(folder / "home")}, capture_output=True)
+    took = time.perf_counter() - began
+    assert plan.seconds is not None
+    print(f"\nload {os.getloadavg()[0]:.1f}, the plan took {planned:.1f} s\n")
+    print(
+        f"| {what} | forecast, s | took, s | of it | forecast, kB | took, kB | of it |\n|---|--:|--:|--:|--:|--:|--:|"
+    )
+    every = 0
+    for artifact in sorted(all_artifacts(workspace), key=lambda each: each.manifest.provenance.started):
+        written = sum(file.bytes for file in artifact.manifest.files)
+        every += written
+        cells = line(plan.times[artifact.kind].seconds, artifact.manifest.provenance.seconds, ".1f")
         print(
-            "| the demo | forecast, s | took, s | of it | forecast, kB | took, kB | of it |\n|---|--:|--:|--:|--:|--:|--:|"
+            f"| {artifact.kind} | {cells} | {line(plan.disk.artifacts[artifact.kind] / 1e3, written / 1e3, ',.0f')} |"
         )
-        every = 0
-        for artifact in sorted(all_artifacts(workspace), key=lambda each: each.manifest.provenance.started):
-            seconds, kind = artifact.manifest.provenance.seconds, artifact.kind
-            written = sum(file.bytes for file in artifact.manifest.files)
-            every += written
-            cells = line(plan.times[kind].seconds, seconds, ".1f")
-            print(f"| {kind} | {cells} | {line(plan.disk.artifacts.get(kind, 0) / 1e3, written / 1e3, ',.0f')} |")
-        assert plan.seconds is not None
-        print(f"| beside them | {plan.times[START].seconds:.1f} | | | | | |")
-        written_kb = sum(plan.disk.artifacts.values()) / 1e3
-        print(f"| all | {line(plan.seconds, took, '.0f')} | {line(written_kb, every / 1e3, ',.0f')} |", flush=True)
+    print(f"| beside them | {plan.times[START].seconds:.1f} | | | | | |")
+    written_kb = sum(plan.disk.artifacts.values()) / 1e3
+    print(f"| all | {line(plan.seconds, took, '.0f')} | {line(written_kb, every / 1e3, ',.0f')} |", flush=True)
 
 
 def line(forecast: float, took: float, form: str) -> str:

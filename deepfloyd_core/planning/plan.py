@@ -86,9 +86,9 @@ def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future
     artifacts = plan_artifacts(seen, look, bool(missing), starts, of_index)
     captions = of_index.texts if of_index else []
     requests = cost_requests(seen, stages)
+    device, away = _answered(asked, run.config.device)  # before the next line, which would be load while it calibrates
     costs, unknown = costs_of(requests, calculates=asked is not None)
     new = _new_captions(seen, artifacts, captions)
-    device, away = _answered(asked, run.config.device)
     made = {artifact.kind for artifact in artifacts if artifact.state != "reused"}
     sizes = {stage: request.size for stage, request in requests.items()}
     files, held_out = sum(one.inputs for one in sets), sum(one.held_out for one in sets)
