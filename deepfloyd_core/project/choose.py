@@ -125,6 +125,7 @@ def _samples(look: FolderLook, machine: MachineLook, data: tuple[Choice, ...]) -
 
 
 def _prompts(look: FolderLook, most: int) -> tuple[str, ...]:
-    """The most frequent captions of the sample."""
-    counts = Counter(text.strip() for texts in look.captions.texts for text in texts if len(text) <= _LONGEST_PROMPT)
-    return tuple(text for text, _ in counts.most_common(most))
+    """The most frequent captions of the sample, without zero bytes, which no run file may hold."""
+    short = (text for texts in look.captions.texts for text in texts if len(text) <= _LONGEST_PROMPT)
+    counts = Counter(text.replace("\0", "").strip() for text in short)
+    return tuple(text for text, _ in counts.most_common(most) if text)

@@ -28,15 +28,19 @@ class Hearing:
     ask: Callable[[str, float], bool] = answers
     heard: float = field(default_factory=time.monotonic)  # when it answered last
     asked: float = field(default_factory=time.monotonic)
+    # Of this server: each keeps the times that it began with.
+    every_s: float = field(default_factory=lambda: ASK_EVERY_S)
+    patience_s: float = field(default_factory=lambda: PATIENCE_S)
+    hung_s: float = field(default_factory=lambda: HUNG_S)
 
     def is_hung(self) -> bool:
-        """Whether it has not answered for HUNG_S. Asks when it is time; may take PATIENCE_S."""
-        if time.monotonic() - self.asked < ASK_EVERY_S:
+        """Whether it has not answered for `hung_s`. Asks when it is time; may take `patience_s`."""
+        if time.monotonic() - self.asked < self.every_s:
             return False
-        if self.ask(self.url, PATIENCE_S):
+        if self.ask(self.url, self.patience_s):
             self.heard = time.monotonic()
         self.asked = time.monotonic()
-        return self.asked - self.heard > HUNG_S
+        return self.asked - self.heard > self.hung_s
 
     def silent_s(self) -> float:
         """For how long it has not answered."""

@@ -654,12 +654,13 @@ STAGE_VALUES = st.fixed_dictionaries(
         "optimizer": st.sampled_from(["adamw", "adamw_bf16", "adafactor"]),
     },
 )
+SIGNS = st.characters(codec="utf-8", exclude_characters="\0")  # a zero byte is refused wherever it stands
 RUN_VALUES = st.fixed_dictionaries(
     {"retrain_mode": st.just("warm")},
     optional={name: legal(bounds) for name, bounds in RUN_BOUNDS.items()}
     | {
-        "validation_prompt": st.one_of(st.text(), st.lists(st.text())),
-        "validation_negative_prompt": st.text(),
+        "validation_prompt": st.one_of(st.text(SIGNS), st.lists(st.text(SIGNS))),
+        "validation_negative_prompt": st.text(SIGNS),
         "validation_resolution": st.sampled_from([64, "64", "96x64", "8X512"]),
     },
 )

@@ -26,6 +26,11 @@ ODD = "a \"quoted\" 'name' \\ # [x]\r\n= 1\n\u2028\x00\x7f\x85\t猫 \U0001f600"
 MACHINES = (MachineLook("cpu", "", 8 << 30, False), MachineLook("cuda", ODD, 24 << 30, True))
 
 
+def prompt_of(caption: str) -> str:
+    """A run file may hold no zero byte."""
+    return caption.replace("\0", "").strip()
+
+
 def look(folder: Path, captions: CaptionsSeen, examples: tuple[str, ...] = ()) -> FolderLook:
     seen = tuple(Seen(f"{number}.png", 300, 400, "PNG") for number in range(8))
     return FolderLook(
@@ -56,7 +61,7 @@ def test_any_name_and_any_caption_round_trip(name: str, caption: str, machine: M
         }  # fmt: skip
         assert entry["instance_data_dir"] == f"/{name}" and entry["id"] == safe_name(name)
         if captions.texts:
-            assert run["validation_prompt"] == [caption.strip()]
+            assert run.get("validation_prompt", [""]) == [prompt_of(caption)]
         if captions.table:
             assert entry["parquet"]["filename_column"] == name and entry["parquet"]["caption_column"] == caption
 
@@ -76,7 +81,7 @@ def test_a_run_loads_what_is_written(caption: str) -> None:
         found = look(folder / "pictures", CaptionsSeen("textfile", ((caption,),) * 8))
         file, data = write_project(choose(found, MACHINES[1], "x", str(folder / "pictures")), folder)
         run = load_run(file, (f"data_backend_config={data}", f"workspace={folder / 'workspace'}"))
-    assert run.config.validation_prompt == (caption.strip(),) and run.notes == ()
+    assert (run.config.validation_prompt or ("",)) == (prompt_of(caption),) and run.notes == ()
 
 
 def _names() -> Iterator[tuple[str, str]]:

@@ -74,7 +74,7 @@ def test_too_little_memory_makes_the_same_weights_in_micro_batches(
     total = memory_for(run, stage, 2)
     monkeypatch.setattr(device, "machine_memory", lambda: MachineMemory(total, total, False))
     for place in ("tasks.fitting", "deepfloyd_core.planning.plan"):
-        monkeypatch.setattr(f"{place}.ask_torch", lambda: CPU)
+        monkeypatch.setattr(f"{place}.ask_torch", lambda **_: CPU)
     said = f"auto_fit: stage{stage}.micro_batch_size = 2: Stage {'I' * stage}, training takes "
     plan = deepfloyd("plan", str(run.config), *options(stage, "auto_fit=true"))
     assert said in " ".join(plan.output.split())
