@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage
 from deepfloyd_core.planning.calibrated import Amounts
+from deepfloyd_core.planning.encoding import stored_width
 from deepfloyd_core.planning.steps import StagePlan
 from deepfloyd_core.planning.work import ArtifactPlan
 from deepfloyd_core.store.file_trials import nearest_folder
@@ -108,7 +109,7 @@ def _text_bytes(run: Run, unet: Json, precision: str) -> int:
 
 def _stored(run: Run) -> float:
     share = _PACKED if run.config.embed_compression == "packed" else 1.0
-    return share * (4 if run.config.text_encoder_dtype == "fp32" else 2)
+    return share * stored_width(run)
 
 
 def _width(requests: dict[Stage, CostRequest]) -> int:

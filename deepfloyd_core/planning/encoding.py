@@ -37,18 +37,21 @@ def t5_numbers(shape: Json) -> tuple[int, int]:
     return layer, shape["vocab_size"] * shape["d_model"]
 
 
+def stored_width(run: Run) -> int:
+    """Bytes of a number of T5's rows, and of its weights."""
+    return 4 if run.config.text_encoder_dtype == "fp32" else 2
+
+
 def t5_widths(run: Run, device: Device) -> tuple[int, int]:
     """Bytes of a number: as it is stored, and as it is computed with."""
-    stored = 4 if run.config.text_encoder_dtype == "fp32" else 2
+    stored = stored_width(run)
     return stored, 4 if device.is_cpu and not device.has_bf16 else stored
 
 
 def t5_file(run: Run, shape: Json) -> int:
     """How many texts a file of embeds has."""
-    stored = 4 if run.config.text_encoder_dtype == "fp32" else 2
-    return max(
-        1, int(run.config.embed_file_mib * 2**20 / (run.config.tokenizer_max_length * shape["d_model"] * stored))
-    )
+    row = run.config.tokenizer_max_length * shape["d_model"] * stored_width(run)
+    return max(1, int(run.config.embed_file_mib * 2**20 / row))
 
 
 def encoding_s(run: Run, captions: Sequence[str], new: int, device: Device) -> float:

@@ -110,7 +110,7 @@ def _each(
     for own in missing:
         assert upscaler is not None
         file, settings = job.out / own.file, upscaler.settings | {"source": own.source.sha256}
-        made = upscaler.upscale(own, _read(own))
+        made = upscaler.upscale(own, decode_rgb(_bytes(own)))
         save_png(made, Sample(own.prompt, request.seed, upscaler.version, settings), file)
         finish_part(file)
     _write_index(job.out, request, left_out)
@@ -164,25 +164,21 @@ def _enlarger(job: Job[EnlargeRequest], sampled: Sampled) -> _Upscaler:
     return _Upscaler("", request.stage3.recorded(request.negative_prompt), upscale)
 
 
-def _read(one: OwnPicture) -> Image.Image:
-    """Raises Unreadable."""
-    return decode_rgb(_bytes(one))
-
-
 def _bytes(one: OwnPicture) -> bytes:
     return one.source.checked("is a picture to upscale").read_bytes()
 
 
 def _size(one: OwnPicture, canvas: Callable[[Size], int], room: int) -> Size:
     """Of a picture. Raises Unreadable or OSError for one that cannot be upscaled. room: bytes."""
-    size = read_header(_bytes(one)).size  # first: a damaged file may say that it is huge
+    data = _bytes(one)
+    size = read_header(data).size  # first: a damaged file may say that it is huge
     if (needed := canvas(size)) > room:
         raise Unreadable(
             "too_large",
             f"{size[0]}x{size[1]} px take {needed / 1e9:.1f} GB to make four times as wide and high, of {room / 1e9:.1f} GB "
             "that may be used here: make it smaller first",
         )
-    return _read(one).size
+    return decode_rgb(data).size
 
 
 def _small(picture: Image.Image) -> torch.Tensor:

@@ -45,12 +45,8 @@ class Bucket:
                 text = caption_file(name, self._captions)
                 yield Listed(name, info["size"], stamp(info), stamp(found[text]) if text else "none", kind=what)
 
-    def read(self, name: str) -> bytes:
-        """The object's bytes."""
-        return b"".join(self.pieces(name))
-
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The same, a piece at a time: those of an object that changes meanwhile do not have its hash."""
+        """The object's bytes, a piece at a time: those of an object that changes meanwhile do not have its hash."""
         path, size = f"{self._root}/{name}", self._sizes.get(name, 0)
         try:
             if size <= PIECE:

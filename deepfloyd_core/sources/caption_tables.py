@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from deepfloyd_core.config.data_blocks import CaptionTable
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import DataError
-from deepfloyd_core.sources.columns import as_paths, last_names, lists_at, told, without_extensions
+from deepfloyd_core.sources.columns import as_paths, is_text, last_names, lists_at, told, without_extensions
 from deepfloyd_core.sources.listing import cell_text
 from deepfloyd_core.sources.tables import Column, Columns, column_names, table_columns, table_path
 
@@ -94,7 +94,7 @@ def table_texts(table: CaptionTable, path: Path, kind: str, where: str) -> Table
 
 def _names(column: Column) -> pa.Array:
     """Trimmed; null where there is none."""
-    if isinstance(column, list) or not _is_text(column.type):
+    if isinstance(column, list) or not is_text(column.type):
         cells = column if isinstance(column, list) else column.to_pylist()
         # JSON can hold half of a surrogate pair.
         texts = (_name(cell) for cell in cells)
@@ -134,7 +134,7 @@ def _cells(column: Column) -> pa.Array:
     if isinstance(column, list):
         texts = [list(_texts_of(cell)) for cell in column]
         return pa.array(texts, _TEXTS)
-    if _is_text(column.type):
+    if is_text(column.type):
         trimmed = pc.utf8_trim_whitespace(column.cast(_TEXT))
         kept = pc.fill_null(pc.not_equal(trimmed, ""), False)
         return _lists(kept.to_numpy(zero_copy_only=False), trimmed.filter(kept))
@@ -150,10 +150,6 @@ def _texts_of(cell: Any) -> Iterator[str]:
         return
     if text := cell_text(cell).strip():
         yield text
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _lists(lengths: np.ndarray, texts: pa.Array) -> pa.Array:

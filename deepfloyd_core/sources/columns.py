@@ -37,6 +37,11 @@ class InColumns(Protocol):
         """`Source.texts` as TOLD."""
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds texts."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def tabled(rows: Iterable[Sequence[object]], schema: pa.Schema) -> pa.Table:
     """Rows as a table; LISTED_BLOCK of them are Python objects at a time."""
     left, blocks = iter(rows), []

@@ -69,12 +69,8 @@ class Folder:
                     text = caption_file(name, texts)
                     yield self._listed(entry, folder + name, what, young, entries[text] if text else None)
 
-    def read(self, name: str) -> bytes:
-        """The file's bytes."""
-        return read_file(self._root / name, FILE_BYTES)
-
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The same, a piece at a time."""
+        """The file's bytes, a piece at a time."""
         return file_pieces(self._root / name, FILE_BYTES)
 
     def texts(self, names: list[str]) -> list[Texts]:

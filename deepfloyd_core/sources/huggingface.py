@@ -51,12 +51,8 @@ class Saved:
         for number in range(len(self._rows)):
             yield Listed(f"{number:08d}", 0, f"{version}:{number}")
 
-    def read(self, name: str) -> bytes:
-        """The bytes in the row's cell, or of the file that it names."""
-        return b"".join(self.pieces(name))
-
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The same, a piece at a time."""
+        """The bytes in the row's cell, or of the file that it names, a piece at a time."""
         cell = self._pictures[int(name)][self._image]
         if cell is None or not (cell["bytes"] or cell["path"]):
             raise FileNotFoundError(f"{self.name}: row {name} has no picture")

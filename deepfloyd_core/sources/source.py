@@ -27,11 +27,10 @@ class Source(Protocol):
     def listing(self) -> Iterator[Listed]:
         """Every file, in any order, also those that are no input. Raises DataError when nothing can be listed."""
 
-    def read(self, name: str) -> bytes:
-        """A picture's bytes. Raises OSError when they cannot be read, or are more than FILE_BYTES."""
-
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The same, a piece at a time: a scan hashes many at once, and need not hold them."""
+        """A picture's bytes, a piece at a time: a scan hashes many at once, and need not hold them. Raises OSError when they
+        cannot be read, or are more than FILE_BYTES.
+        """
 
     def texts(self, names: list[str]) -> list[Texts]:
         """The captions that lie with the pictures; called after `listing`."""
@@ -83,7 +82,7 @@ SOURCES: dict[str, Callable[["ImageDataset"], Source]] = {
 def read_again(dataset: "ImageDataset", name: str, sha256: str | None) -> bytes | None:
     """A picture's bytes; None when it was removed or is no longer the one that the scan saw. Raises OSError."""
     try:
-        data = open_source(dataset).read(name)
+        data = b"".join(open_source(dataset).pieces(name))
     except FileNotFoundError:
         return None
     return data if sha256_bytes(data) == sha256 else None

@@ -114,18 +114,20 @@ def _readable(batch: "pa.RecordBatch") -> Columns:
     columns: Columns = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         cells = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-        columns[name] = cells if _is_text(cells) else column.to_pylist()
+        columns[name] = cells if _holds_texts(cells) else column.to_pylist()
     return columns
 
 
-def _is_text(column: "pa.Array") -> bool:
+def _holds_texts(column: "pa.Array") -> bool:
     """Whether it holds texts, or lists of them, of valid UTF-8."""
     import pyarrow as pa
+
+    from deepfloyd_core.sources.columns import is_text
 
     kind = column.type
     while pa.types.is_list(kind) or pa.types.is_large_list(kind):
         kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not is_text(kind):
         return False
     try:
         column.validate(full=True)

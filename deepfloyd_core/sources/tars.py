@@ -64,12 +64,8 @@ class Tars:
                 elif what != "caption":
                     yield Listed(name, size, seen, seen, kind=what)
 
-    def read(self, name: str) -> bytes:
-        """The member's bytes."""
-        return b"".join(self.pieces(name))
-
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The same, a piece at a time."""
+        """The member's bytes, a piece at a time."""
         stem, _, member = name.partition(".tar/")
         tar = f"{stem}.tar"
         try:
@@ -98,7 +94,7 @@ class Tars:
             if text is None:
                 return Texts()
             large = self._members(f"{stem}.tar")[text][1] > TEXT_BYTES
-            return large_text(text) if large else read_text(self.read(f"{stem}.tar/{text}"), text)
+            return large_text(text) if large else read_text(b"".join(self.pieces(f"{stem}.tar/{text}")), text)
         except OSError as error:
             return Texts(None, str(error), passing=True)
 

@@ -107,12 +107,8 @@ class Urls:
                 for place in order[start:end].tolist():
                     yield int(chosen[place]), f"{folder}/{digests[_DIGEST * place : _DIGEST * (place + 1)].hex()}"
 
-    def read(self, name: str) -> bytes:
-        """The bytes that an earlier run kept, else a download."""
-        return b"".join(self.pieces(name))
-
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The same, a piece at a time."""
+        """The bytes that an earlier run kept, else a download, a piece at a time."""
         file = Path(self._file(name))
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -16,10 +16,8 @@ from deepfloyd_core.types import Json
 
 MANIFEST = "manifest.json"
 _DATA = (".parquet", ".arrow")
-_SMALL_DATA, _SMALL = (
-    32 << 20,
-    1 << 30,
-)  # bytes; a shard has 64 MiB by default, the LoRA of IF-I-XL 60 MB, its UNet 17 GB
+# Bytes. A shard has 64 MiB by default, the LoRA of IF-I-XL 60 MB, its UNet 17 GB.
+_SMALL_DATA, _SMALL = 32 << 20, 1 << 30
 _REBUILT = "The next run that needs the artifact rebuilds it"
 
 

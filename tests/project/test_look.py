@@ -1,12 +1,12 @@
 """What is seen of a folder: which files are opened, which names are texts."""
 
 import os
-import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import picture_folders
 import pytest
+from traced import traced_peak
 
 from deepfloyd_core.project import look as module
 from deepfloyd_core.project.captions import is_worded
@@ -74,14 +74,10 @@ def test_memory_does_not_grow_with_the_files(tmp_path: Path, monkeypatch: pytest
             yield from (only._replace(source=f"{number:060}.mov", kind="other") for number in range(count))
 
         monkeypatch.setattr(Folder, "listing", many)
-        tracemalloc.start()
-        try:
+        with traced_peak() as peak:
             found = look_at(tmp_path)
-            taken = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
         assert (found.files, found.pictures, len(found.examples)) == (count + 1, 1, 3)
-        return taken
+        return peak[0]
 
     peak(2_000)  # what it imports stays
     assert peak(50_000) < 2e7, "all names and their rows take 2.3e7"

@@ -5,7 +5,6 @@ import io
 import json
 import socket
 import time
-import tracemalloc
 import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -17,6 +16,7 @@ import pytest
 from data_world import DataWorld
 from picture_site import Answer, Site, serving_site, table_of_urls, whole
 from PIL import Image
+from traced import traced_peak
 
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.sources import downloads
@@ -68,13 +68,9 @@ def test_a_body_is_inflated_within_the_limit(
         "/deep": whole(good, Content_Encoding=",".join(["gzip"] * 9)), "/empty": whole(b"", Content_Encoding="gzip"),
     }  # fmt: skip
     run = world.load(table_of_urls(world.folder, [(site.url + name, "x") for name in site.answers]), stages=(1,))
-    tracemalloc.start()
-    try:
+    with traced_peak() as peak:
         found = scan(run).to_pylist()
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 32 * MIB
+    assert peak[0] < 32 * MIB
     details = {row["source"].removeprefix(site.url): row["detail"] for row in found if row["reason"]}
     assert {name: str(detail).partition(": ")[2] for name, detail in details.items()} == {
         "/bomb": "more than 4 MiB", "/cut": "its gzip body is cut off",

@@ -3,13 +3,13 @@
 import io
 import json
 import tarfile
-import tracemalloc
 
 import numpy as np
 import pytest
 from data_world import DataWorld
 from releases import deepfloyd
 from small_run import SmallRun
+from traced import traced_peak
 
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import sha256_file
@@ -45,13 +45,9 @@ def test_a_scan_holds_no_whole_file(world: DataWorld) -> None:
     with (world.folder / "pictures" / "a.png").open("wb") as handle:
         handle.truncate(96 << 20)
     run = world.load({"caption_strategy": "filename"}, stages=(1,))
-    tracemalloc.start()
-    try:
+    with traced_peak() as peak:
         found = scan(run).to_pylist()
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 16 << 20
+    assert peak[0] < 16 << 20
     assert [row["sha256"] for row in found] == [sha256_file(world.folder / "pictures" / "a.png")]
 
 
