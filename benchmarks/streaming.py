@@ -62,6 +62,18 @@ def ours(rows: TrainingRows, batch_size: int) -> Batches:
     return epoch
 
 
+def read_first(rows: TrainingRows, batch_size: int) -> Batches:
+    """`ours` where a process reads each crop for the first time, and so checks it."""
+    later = ours(rows, batch_size)
+
+    def epoch(number: int) -> Iterator[torch.Tensor]:
+        for batch in later(number):
+            yield batch
+            rows._pixels._is_checked[:] = False
+
+    return epoch
+
+
 def memmap(crops: np.ndarray, path: Path, batch_size: int) -> Batches:
     """One file of all crops, a fancy index for each batch: the least that can be done for a shuffled batch."""
     crops.tofile(path)
@@ -124,10 +136,12 @@ def litdata(crops: np.ndarray, folder: Path, batch_size: int, blocks: bool) -> B
 
 def contenders(folder: Path, edge: int, crops: int) -> dict[str, Batches]:
     """All that are there, each with files of its own."""
-    rows, batch = TrainingRows(pixels_of(folder, edge, crops), frozenset()), BATCH[edge]
+    pixels, batch = pixels_of(folder, edge, crops), BATCH[edge]
+    rows = TrainingRows(pixels, frozenset())
     everything = rows.take((edge, edge), np.arange(crops)).pixels.numpy()
     found = {
         "ours": ours(rows, batch),
+        "ours, read first": read_first(TrainingRows(pixels, frozenset()), batch),
         "numpy memmap": memmap(everything, folder / "crops.bin", batch),
         "LitData": litdata(everything, folder / "litdata", batch, blocks=False),
         "LitData, blocks": litdata(everything, folder / "blocks", batch, blocks=True),

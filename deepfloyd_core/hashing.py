@@ -1,6 +1,7 @@
 """Names and seeds from hashes: pure functions of their arguments, the same on every machine."""
 
 import hashlib
+from collections.abc import Iterable
 
 import xxhash
 
@@ -26,6 +27,11 @@ def checksum(data: bytes | memoryview, form: bytes = b"") -> int:
     form: what the bytes mean, such as their dtype, which has to fit as well.
     """
     return xxhash.xxh3_64_intdigest(data, checksum(form) if form else 0)
+
+
+def checksums(pieces: Iterable[memoryview]) -> list[int]:
+    """`checksum` of many, each without a form."""
+    return list(map(xxhash.xxh3_64_intdigest, pieces))
 
 
 def caption_id(caption: str) -> str:

@@ -17,6 +17,7 @@ from deepfloyd_core.bundle.version_figures import three
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.captioned import captioned_crops
 from deepfloyd_core.crops.summary import CropsSummary
+from deepfloyd_core.errors import DamagedError
 from deepfloyd_core.index.ledger import INDEX_FILE, unfit_counts
 from deepfloyd_core.index.sheets import SHEET, TWINS_SHEET
 from deepfloyd_core.index.summary import IndexSummary
@@ -75,7 +76,7 @@ def show_index(index: Artifact, summary: IndexSummary, stages: tuple[Stage, ...]
 def show_crops(crops: Artifact) -> None:
     """The page of crops, with a sheet of each of the main sizes: names of files and captions below the pictures."""
     sheets = list[Titled]()
-    with suppress(OSError, ValueError):  # what is damaged is found by who needs it
+    with suppress(OSError, ValueError, DamagedError):  # what is damaged is found by who needs it
         sheets += captioned_crops(crops)
     show_artifact(crops, crops.summary(CropsSummary), *sheets)
 

@@ -14,7 +14,7 @@ import torch
 
 from deepfloyd_core.crops.rows import read_row_list, shard_files
 from deepfloyd_core.crops.shards import PIXELS_SUM, map_file
-from deepfloyd_core.hashing import checksum
+from deepfloyd_core.hashing import checksums
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.damage import damaged, reading
 
@@ -39,16 +39,19 @@ class Crops:
         raw, length = self._raw, size[0] * size[1] * 3
         where = zip(self._file[rows].tolist(), self._start[rows].tolist(), strict=True)
         pieces = [raw[file][start : start + length] for file, start in where]
-        for number in np.flatnonzero(~self._is_checked[rows]).tolist():
-            self._check(int(rows[number]), pieces[number])
+        if not self._is_checked[rows].all():
+            self._check(rows, pieces)
         # One copy in C out of the mapped files: twice as fast as stacking arrays, and no slower for many files.
         pixels = bytearray().join(pieces)
         return torch.frombuffer(pixels, dtype=torch.uint8).reshape(len(rows), size[1], size[0], 3)
 
-    def _check(self, row: int, piece: memoryview) -> None:
-        if checksum(piece) != int(self._sums[row]):
-            raise damaged(self._files[self._file[row]], f"row {self._place[row]} has other pixels than were written")
-        self._is_checked[row] = True
+    def _check(self, rows: np.ndarray, pieces: list[memoryview]) -> None:
+        found, written = checksums(pieces), self._sums[rows].tolist()
+        if found != written:
+            row = next(row for row, one, other in zip(rows, found, written, strict=True) if one != other)
+            file, place = self._files[self._file[row]], self._place[row]
+            raise damaged(file, f"row {place} has other pixels than were written")
+        self._is_checked[rows] = True
 
 
 def crops_of(pixels: Artifact) -> Crops:
