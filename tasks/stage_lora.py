@@ -9,12 +9,15 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.adapters.start_from import find_parent, shorter_note, shorter_training
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage_run import ranks_fault
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.rows import held_out_ids
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.processes.jobs import run_job
+from deepfloyd_core.models.gpus import gpu_count
+from deepfloyd_core.processes.jobs import run_together
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.store.changes import label
+from deepfloyd_core.store.counts import many
 from deepfloyd_core.training.epochs import crops_of_sizes, with_steps
 from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import (
@@ -60,7 +63,8 @@ def _trained(run: Run, stage: Stage, request: Request, job: TrainRequest) -> Art
     def build(work: WorkDir) -> TrainingSummary:
         files = [work.path / folder / name for name in PICTURES for folder in (PREVIEWS, "")]
         under_way = f"{label(request.kind)}, under way"
-        summary = run_job(job, work, watched(report, files, lambda made: page.put(training_page(made), under_way)))
+        watch = watched(report, files, lambda made: page.put(training_page(made), under_way))
+        summary = run_together(job.of_ranks(_ranks(run, stage)), work, watch)
         for file in files[::-1]:
             with suppress(OSError):  # a page without it does no harm
                 last[file.name] = Image.open(file).convert("RGB")
@@ -78,6 +82,18 @@ def _trained(run: Run, stage: Stage, request: Request, job: TrainRequest) -> Art
     shown = [(TITLES[name], last.get(name, lora.path / name)) for name in PICTURES]
     show_artifact(lora, summary, *shown, below=training_tables(summary), page=page)
     return lora
+
+
+def _ranks(run: Run, stage: Stage) -> int:
+    """How many processes share the steps of a stage; with `auto` the most that the GPUs and the batches allow."""
+    config, asked = run.config, run.config.num_processes
+    if asked != "auto":
+        return asked
+    gpus = gpu_count() if config.device in ("auto", "cuda") else 1
+    counts = range(max(1, gpus), 0, -1)  # one process always can
+    ranks = next(count for count in counts if not ranks_fault(config.stage(stage), count, config.exact_ranks))
+    log.info("stage %d: num_processes = auto is %d, with %s", stage, ranks, many(gpus, "GPU"))
+    return ranks
 
 
 def tell_start(stage: Stage, start: StartSummary, summary: TrainingSummary) -> None:

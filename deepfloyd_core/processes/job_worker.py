@@ -22,7 +22,8 @@ from deepfloyd_core.errors import DeepFloydError, Stop
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.processes.collector import collect_later
 from deepfloyd_core.processes.fork_server import die_with, fork_on_command
-from deepfloyd_core.processes.jobs import STORAGE, Job, JobRequest, JobResult, imported
+from deepfloyd_core.processes.job_processes import JobResult
+from deepfloyd_core.processes.jobs import STORAGE, Job, JobRequest, imported
 from deepfloyd_core.store.file_faults import FULL, storage_error, system_error
 from deepfloyd_core.store.manifest import Summary
 
@@ -97,8 +98,8 @@ def do(name: str, kind: str, out: Path) -> int:
         progress.flush()
 
     try:
-        summary: Summary = imported(request.entry)(Job(request, out, report))
-        result = JobResult(summary=summary.record)
+        summary: Summary | None = imported(request.entry)(Job(request, out, report))
+        result = JobResult(summary=None if summary is None else summary.record)  # of a job's other processes
     except DeepFloydError as error:
         result = JobResult(error=type(error).__name__, message=str(error))
     except Stop:

@@ -75,6 +75,8 @@ class TrainingSummary(TrainingFigures):
     start_difference: float | None = None
     # The size of micro-batches by the first step, counted from 0, that has it; before the first one batches are whole.
     micro_batches: Mapping[int, int] = {}
+    # The number of ranks by the first step that has it; before the first one there is one process.
+    ranks: Mapping[int, int] = {}
     samples_per_s: float | None = None  # None: this process did no step
     eval_by_t: Mapping[int, tuple[float, float]] = {}  # held-out losses, base and trained, at timesteps 0 to 999
 
@@ -111,6 +113,12 @@ class TrainRequest(JobRequest[TrainingSummary]):
     prompts: tuple[str, ...] = ()  # of the validations
     previews: int = 0  # steps between two, where no validations are asked for; 0: none
     inputs: TrainingInputs[Artifact]
+    rank: int = 0  # of this process
+    ranks: int = 1  # processes that share each step
+
+    def of_ranks(self, count: int) -> "list[TrainRequest]":
+        """The requests of the processes that share its steps."""
+        return [self.model_copy(update={"rank": rank, "ranks": count}) for rank in range(count)]
 
 
 def train_job(
