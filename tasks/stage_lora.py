@@ -9,7 +9,6 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.adapters.start_from import find_parent, shorter_note, shorter_training
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.config.stage_run import ranks_fault
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.rows import held_out_ids
 from deepfloyd_core.models.folders import resolve
@@ -30,6 +29,7 @@ from deepfloyd_core.training.jobs import (
 )
 from deepfloyd_core.training.previews import PREVIEWS
 from deepfloyd_core.training.start import StartSummary, start_weights
+from deepfloyd_core.training.turns import ranks_of
 from tasks.artifact_page import TITLES, show_artifact, training_page
 from tasks.growing_page import GrowingPage, watched
 from tasks.page_keys import workspace_key
@@ -73,10 +73,8 @@ def _trained(run: Run, stage: Stage, request: Request, job: TrainRequest) -> Art
     with progress(f"stage {STAGES[stage].roman} LoRA") as report:
         lora = materialise(run.workspace, request, build)
     summary = lora.summary(TrainingSummary)
-    if summary.mixed_batches:
-        log.warning(
-            "stage %d: its batches were computed %s. Sums of both round differently", stage, summary.mixed_batches
-        )
+    if summary.mixed_sums:
+        log.warning("stage %d: its batches were computed %s. Their sums round differently", stage, summary.mixed_sums)
     if job.inputs.start:
         tell_start(stage, job.inputs.start.summary(StartSummary), summary)
     shown = [(TITLES[name], last.get(name, lora.path / name)) for name in PICTURES]
@@ -85,13 +83,11 @@ def _trained(run: Run, stage: Stage, request: Request, job: TrainRequest) -> Art
 
 
 def _ranks(run: Run, stage: Stage) -> int:
-    """How many processes share the steps of a stage; with `auto` the most that the GPUs and the batches allow."""
-    config, asked = run.config, run.config.num_processes
-    if asked != "auto":
-        return asked
-    gpus = gpu_count() if config.device in ("auto", "cuda") else 1
-    counts = range(max(1, gpus), 0, -1)  # one process always can
-    ranks = next(count for count in counts if not ranks_fault(config.stage(stage), count, config.exact_ranks))
+    """How many processes share the steps of a stage."""
+    if run.config.num_processes != "auto":
+        return run.config.num_processes
+    gpus = gpu_count() if run.config.device in ("auto", "cuda") else 0
+    ranks = ranks_of(run.config, stage, gpus)
     log.info("stage %d: num_processes = auto is %d, with %s", stage, ranks, many(gpus, "GPU"))
     return ranks
 

@@ -271,7 +271,9 @@ def _kinds_in(annotation: Any) -> Iterator[type]:
     elif isinstance(annotation, type) and issubclass(annotation, Spec):
         yield annotation
     else:
-        for part in get_args(annotation):
+        kinds = [part for part in get_args(annotation) if part is not type(None)]
+        plain = [part for part in kinds if get_origin(part) is not Literal]  # words beside a number stay as they are
+        for part in plain or kinds:
             yield from _kinds_in(part)
 
 

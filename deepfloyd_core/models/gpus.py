@@ -1,5 +1,7 @@
 """How many GPUs torch can use here, found in a child process: torch takes a second to import, and its drivers stay out."""
 
+import sys
+
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.processes.aside import ask
 
@@ -15,4 +17,4 @@ def gpu_count() -> int:
 if __name__ == "__main__":
     import torch
 
-    print(torch.cuda.device_count())
+    sys.stdout.write(f"{torch.cuda.device_count()}\n")

@@ -25,6 +25,7 @@ from deepfloyd_core.hashing import digest
 
 # For the first rank a validation may take hours while the others wait. A rank that dies is noticed by its connections.
 _PATIENCE = timedelta(days=2)
+_LOCAL = "loopback"  # the name of a backend
 _BUCKET = 2**24  # numbers that are summed at once, which are copied for it
 
 
@@ -82,15 +83,20 @@ def joined(rank: int, size: int, is_ordered: bool, device: torch.device, meeting
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    else:  # otherwise it asks how the machine is called, and listens where the network can reach it
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    store = dist.FileStore(str(meeting), size)
+    else:
+        dist.Backend.register_backend(_LOCAL, _gloo_of_loopback, devices=["cpu"])
+    backend, store = "nccl" if device.type == "cuda" else _LOCAL, dist.FileStore(str(meeting), size)
     with _peers():
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE
-        )
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     yield Ranks(rank, size, is_ordered)
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
+
+
+def _gloo_of_loopback(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroup:
+    """gloo for this machine alone: by itself it listens where the network can reach it."""
+    options = dist.ProcessGroupGloo._Options()
+    options._devices, options._timeout = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")], timeout
+    return dist.ProcessGroupGloo(store, rank, size, options)
 
 
 class GradientSum:
@@ -126,7 +132,7 @@ class GradientSum:
                     dist.all_reduce(whole := _flat(bucket))
                 else:
                     whole = part.new_empty(part.numel() * self._ranks.size)
-                    dist.all_gather_into_tensor(whole, part)
+                    dist.all_gather(list(whole.chunk(self._ranks.size)), part)
             sizes = [param.numel() for param in bucket]
             for param, own in zip(bucket, whole[: sum(sizes)].split(sizes), strict=True):
                 param.grad = own.view_as(param)

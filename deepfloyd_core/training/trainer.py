@@ -74,11 +74,8 @@ def train(job: Job[TrainRequest]) -> TrainingSummary | None:
 
 
 def _train(job: Job[TrainRequest], context: TrainingContext) -> TrainingSummary | None:
-    request, inputs, stage, folder, ranks = (
-        job.request, job.request.inputs, job.request.stage, job.request.model, context.ranks
-    )  # fmt: skip
-    held_out, known = held_out_ids(inputs.eval_set), known_pictures(inputs.start)
-    rows = TrainingRows(inputs.pixels, held_out, inputs.conditioning, inputs.low_res, known)
+    request, stage, folder, ranks = job.request, job.request.stage, job.request.model, context.ranks
+    rows = _rows(request)
     order = _order(request, rows)
     validation = _validation(context, rows, order, job)
     shown = _previews(validation, request) if request.previews else validation
@@ -238,6 +235,12 @@ def _passes(context: TrainingContext, rows: TrainingRows, order: MixedOrder) -> 
         return prepare(context, batch, number, rows.image_ids(batch))
 
     return make
+
+
+def _rows(request: TrainRequest) -> TrainingRows:
+    inputs = request.inputs
+    held_out, known = held_out_ids(inputs.eval_set), known_pictures(inputs.start)
+    return TrainingRows(inputs.pixels, held_out, inputs.conditioning, inputs.low_res, known)
 
 
 def _order(request: TrainRequest, rows: TrainingRows) -> MixedOrder:

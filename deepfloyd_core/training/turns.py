@@ -6,7 +6,10 @@ from itertools import chain
 from operator import add
 from typing import TypeVar
 
+from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage_run import ranks_fault
+from deepfloyd_core.config.stages import Stage
 
 T = TypeVar("T")
 
@@ -37,8 +40,27 @@ class Turns:
         return reduce(add, (reduce(add, each, 0.0) for each in by_turn) if self.cuts else chain(*by_turn), 0.0)
 
 
+def ranks_of(config: RunConfig, stage: Stage, gpus: int) -> int:
+    """How many processes share the steps of a stage. gpus: on this machine, 0 or 1 without one: `auto` takes as many as
+    they and the batches allow.
+    """
+    if config.num_processes != "auto":
+        return config.num_processes
+    counts = range(max(1, gpus), 0, -1)  # one process always can
+    return next(count for count in counts if not ranks_fault(config.stage(stage), count, config.exact_ranks))
+
+
+def of_a_rank(config: StageConfig, ranks: int) -> StageConfig:
+    """The settings of a training that computes what each rank does, as far as memory and time go."""
+    turns = turns_of(config, 0, ranks)
+    if not turns.cuts:
+        return config.model_copy(update={"gradient_accumulation_steps": turns.per_step})
+    part = -(-config.train_batch_size // ranks)
+    return config.model_copy(update={"train_batch_size": part, "micro_batch_size": min(part, turns.pass_size)})
+
+
 def turns_of(config: StageConfig, rank: int = 0, ranks: int = 1) -> Turns:
-    """The turns of a rank. `ranks` divides the batches of a step or the samples of a batch, see `config.ranks_fault`."""
+    """The turns of a rank. `ranks` divides the batches of a step or the samples of a batch, see `ranks_fault`."""
     passes = config.gradient_accumulation_steps
     cuts = passes % ranks > 0
     size = min(config.pass_size, -(-config.train_batch_size // ranks)) if cuts else config.pass_size
