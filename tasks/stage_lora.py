@@ -84,11 +84,14 @@ def _trained(run: Run, stage: Stage, request: Request, job: TrainRequest) -> Art
 
 def _ranks(run: Run, stage: Stage) -> int:
     """How many processes share the steps of a stage."""
-    if run.config.num_processes != "auto":
-        return run.config.num_processes
-    gpus = gpu_count() if run.config.device in ("auto", "cuda") else 0
-    ranks = ranks_of(run.config, stage, gpus)
-    log.info("stage %d: num_processes = auto is %d, with %s", stage, ranks, many(gpus, "GPU"))
+    config, gpus = run.config, 0
+    if config.num_processes == "auto" and config.device in ("auto", "cuda"):
+        gpus = gpu_count()
+    ranks = ranks_of(config, stage, gpus)
+    if config.num_processes == "auto":
+        log.info("stage %d: num_processes = auto is %d, with %s", stage, ranks, many(gpus, "GPU"))
+    elif ranks > 1:
+        log.info("stage %d: %d processes share each step", stage, ranks)
     return ranks
 
 
