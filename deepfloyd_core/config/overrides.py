@@ -68,7 +68,9 @@ def _twice(one: _Override, other: _Override, count: int) -> str:
 def _parsed(text: str) -> _Override:
     key, equals, value_text = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {text!r} is not of the form key=value, for example --set stage1.lora_rank=8.")
+        raise ConfigError(
+            f"--set {shortened(text)!r} is not of the form key=value, for example --set stage1.lora_rank=8."
+        )
     *tables, name = key.strip().split(".")
     name, value = ALIASES.get(name, name), _value(value_text)
     if name in SWITCHES and asked_of_switch(name, value):

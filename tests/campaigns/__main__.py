@@ -1,8 +1,8 @@
 """`make attack`: runs each campaign of this folder for its part of the time, prints one table, and exits 1 on a failure.
 
-A campaign is a module here that defines `attack(seconds, seed, folder) -> list[Row]`; `SHARE` is its weight where the time is
-shared out (1 where it has none). Each runs in a process of its own, as many at once as there are cores, so that what one
-replaces in its process (`os.fsync`, a timer) reaches no other.
+A campaign is a module here that defines `attack(seconds, seed, folder) -> list[Row]`; `SHARE` is its weight where the time
+is shared out (1 where it has none). Each runs in a process of its own, as many at once as there are cores, so that what
+one replaces in its process (`os.fsync`, a timer) reaches no other.
 """
 
 import argparse
