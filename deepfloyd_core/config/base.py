@@ -25,7 +25,7 @@ class Spec(BaseModel):
 
 SpecT = TypeVar("SpecT", bound=Spec)
 FILE_BYTES = 16 << 20  # of a configuration file
-_DEPTH = 32  # lists and tables within each other
+NEST_DEPTH = 32  # lists and tables within each other
 _BITS = 4096  # of an integer; Python writes out 4,300 digits
 _MOST_FAULTS = 20  # that are told of one table
 _LONG_KEY = 100  # characters
@@ -134,7 +134,7 @@ def read_config_file(path: Path) -> Any:
     text = read_config_text(path)
     try:
         if path.suffix.lower() == ".toml":
-            return checked_values(tomllib.loads(text))
+            return toml_values(text)
         lines = ["" if line.lstrip().startswith("#") else line for line in re.split("\r\n?|\n", text)]
         values = json.loads("\n".join(lines), parse_constant=_no_constant, object_pairs_hook=_object)
         json.dumps(
@@ -148,6 +148,18 @@ def read_config_file(path: Path) -> Any:
 
 
 _TOO_DEEP = ValueError("it is nested too deeply")
+_PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
+_DEEP_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*{_PART}(?:[ \t]*\.[ \t]*{_PART}){{{NEST_DEPTH},}}", re.MULTILINE)
+
+
+def toml_values(text: str) -> Any:
+    """The values of a text of TOML, checked. Raises ValueError, or RecursionError.
+
+    A dotted key is a table in a table for each of its parts, and tomllib takes the square of their number: 32 s for 20,000.
+    """
+    if _DEEP_KEY.search(text):
+        raise _TOO_DEEP
+    return checked_values(tomllib.loads(text))
 
 
 def checked_values(values: Any) -> Any:
@@ -155,7 +167,7 @@ def checked_values(values: Any) -> Any:
     cannot be written out, a zero byte, tables in tables in tables.
     """
     level = [values]
-    for _ in range(_DEPTH):
+    for _ in range(NEST_DEPTH):
         inner: list[Any] = []
         for value in level:
             if isinstance(value, dict):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepfloyd_core.config.base import checked_values, closest, shortened
+from deepfloyd_core.config.base import NEST_DEPTH, checked_values, closest, shortened, toml_values
 from deepfloyd_core.config.simpletuner import asked_of_switch, plain
 from deepfloyd_core.config.simpletuner_options import ALIASES, SWITCHES
 from deepfloyd_core.config.stages import STAGES
@@ -71,7 +71,11 @@ def _parsed(text: str) -> _Override:
         raise ConfigError(
             f"--set {shortened(text)!r} is not of the form key=value, for example --set stage1.lora_rank=8."
         )
-    *tables, name = key.strip().split(".")
+    *tables, name = key.strip().split(".", NEST_DEPTH)
+    if "." in name:
+        raise ConfigError(
+            f"--set {shortened(text)!r} names a key in more than {NEST_DEPTH} tables, and there are none."
+        )
     name, value = ALIASES.get(name, name), _value(value_text)
     if name in SWITCHES and asked_of_switch(name, value):
         _, name, value = SWITCHES[name]
@@ -98,10 +102,9 @@ def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
 def _value(text: str) -> Any:
     try:
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
+            return toml_values(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            value = text  # a bare word, such as a path
-        return checked_values(value)
+            return checked_values(text)  # a bare word, such as a path
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ConfigError(f"--set: the value {shortened(text)!r} cannot be used: {why}.") from None

@@ -11,7 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,18 @@ from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.training.checkpoints import Checkpoint, StepMetrics, load_checkpoint, save_checkpoint
 from flows.commands.cli import app
 
-_COMMANDS = ("history", "ls", "ls --all", "verify", "show 1", "show champion", "gc", "show --json 2", "rollback", "promote 1")
+_COMMANDS = (
+    "history",
+    "ls",
+    "ls --all",
+    "verify",
+    "show 1",
+    "show champion",
+    "gc",
+    "show --json 2",
+    "rollback",
+    "promote 1",
+)
 
 
 def _inputs_of(folder: Path, *patterns: str) -> list[bytes]:
@@ -168,7 +178,9 @@ def _again(world: DataWorld, run: Run) -> dict[str, str]:
     """Make what is not there and whole. Returns the hashes of the files, without records that hold times."""
     index = world.index(run)
     made = [index, world.pixels(run, index, 1), world.eval_set(run, index)]
-    return {f"{one.kind}/{name}": digest for one in made for name, digest in _hashes(one.path).items() if name != MANIFEST}
+    return {
+        f"{one.kind}/{name}": digest for one in made for name, digest in _hashes(one.path).items() if name != MANIFEST
+    }
 
 
 def _data() -> list[bytes]:
@@ -186,8 +198,8 @@ def _made_again(folder: Path) -> Iterator[Trial]:
 
     def trial(data: bytes) -> str:
         name, _, content = data.partition(b"\n")
-        kind, fingerprint, file = ("/" + name.decode()).rsplit("/", 2)
-        place = next(run.workspace.glob(f"{kind[1:]}/*/{file}"), run.workspace / name.decode())
+        kind, file = name.decode().split("/")[0], name.decode().rpartition("/")[2]
+        place = next(run.workspace.glob(f"{kind}/*.arrow" if kind == ".scan" else f"{kind}/*/{file}"))
         before = place.read_bytes() if place.exists() else b""
         place.write_bytes(content)
         found = _again(world, run)
@@ -202,5 +214,7 @@ _record = _behind_name(one_of(_resealed, _resealed, damaged, damaged_text()))
 TARGETS = (
     Target("records of a workspace", _records, _record, _commanded),
     Target("checkpoints", _checkpoints, _behind_name(damaged), _resumed),
-    Target("ledgers, shards, rows, notes, manifests", _data, _behind_name(one_of(damaged, damaged, _resealed)), _made_again),
+    Target(
+        "ledgers, shards, rows, notes, manifests", _data, _behind_name(one_of(damaged, damaged, _resealed)), _made_again
+    ),
 )
