@@ -57,9 +57,9 @@ _URLS: dict[str, Any] = {
 _EMBEDS = {"id": "texts", "type": "local", "dataset_type": "text_embeds", "default": True, "cache_dir": "c"}
 _THEIRS_FILE: dict[str, Any] = {
     "--model_type": "deepfloyd-lora", "--model_family": "deepfloyd", "--model_flavour": "i-medium-400m", "--lora_rank": 16,
-    "--data_backend_config": f"{HERE}/data.json", "--output_dir": f"{HERE}/out",
-    "--train_batch_size": "2",
-    "--max_train_steps": 100, "--learning_rate": "1e-4", "--optimizer": "adamw_bf16", "--lr_scheduler": "cosine", "--mixed_precision": "bf16",
+    "--data_backend_config": f"{HERE}/data.json", "--output_dir": f"{HERE}/out", "--train_batch_size": "2",
+    "--max_train_steps": 100, "--learning_rate": "1e-4", "--optimizer": "adamw_bf16", "--lr_scheduler": "cosine",
+    "--mixed_precision": "bf16",
     "--validation_prompt": "a star", "--seed": 42, "--num_train_epochs": 0, "--report_to": "none", "--use_ema": "true",
 }  # fmt: skip
 _ENV = """

@@ -108,20 +108,20 @@ def _accepted(data: bytes, verdict: Verdict) -> str:
     crop = ((max(1, size[0] * 3 // 4), max(1, size[1] * 3 // 4)), (0, 0, 1, 1))
     whole = size, (0, 0, *size)
     try:
-        pixels, (kept, scaled) = decode_rgb(data), take_crops(data, [whole, crop])
+        pixels, (kept, scaled) = np.asarray(decode_rgb(data)), take_crops(data, [whole, crop])
     except Unreadable as error:
         assert error.reason == "out_of_memory", f"accepted, and then {error.reason}"
         return error.reason
     with patch.object(plain, "_decoders", dict):
-        alone, (kept_alone, scaled_alone) = decode_rgb(data), take_crops(data, [whole, crop])
-    assert pixels.size == size == alone.size, "another size than its verdict says"
+        alone, (kept_alone, scaled_alone) = np.asarray(decode_rgb(data)), take_crops(data, [whole, crop])
+    assert pixels.shape[1::-1] == size == alone.shape[1::-1], "another size than its verdict says"
     assert np.array_equal(pixels, alone), "other pixels with the faster decoder"
-    assert np.array_equal(kept[0], np.asarray(pixels)), "a whole crop has other pixels"
+    assert np.array_equal(kept[0], pixels), "a whole crop has other pixels"
     assert np.array_equal(kept[0], kept_alone[0]) and np.array_equal(scaled[0], scaled_alone[0]), "other crops"
     said = pillow_says(data if verdict.note is None else closed(data))
     if said is None:
         return "accepted, as Pillow needs help"
-    assert said.size == size and np.array_equal(pixels, said), "other pixels than Pillow's"
+    assert said.size == size and np.array_equal(pixels, np.asarray(said)), "other pixels than Pillow's"
     return "accepted"
 
 

@@ -7,20 +7,22 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from click.testing import CliRunner as ClickRunner
 from data_world import DataWorld
 from fuzz_folder import new_world
 from mutations import Mutation, damaged, damaged_json, damaged_text, one_of
 from releases import Release
 from trials import MESSAGE, Target, Trial
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import DeepFloydError
@@ -98,7 +100,7 @@ def _records() -> list[bytes]:
 
 @contextmanager
 def _commanded(folder: Path) -> Iterator[Trial]:
-    whole, work, command = _release(folder), folder / "work", get_command(app)
+    whole, work = _release(folder), folder / "work"
 
     def trial(data: bytes) -> str:
         shutil.copytree(whole, work)
@@ -106,7 +108,7 @@ def _commanded(folder: Path) -> Iterator[Trial]:
         others = _hashes(work)
         name, *words = _COMMANDS[sha256(data).digest()[0] % len(_COMMANDS)].split()
         words.insert(words.index(words[-1]) if words and words[-1][0] != "-" else len(words), str(work))
-        done = ClickRunner().invoke(command, [name, *words])
+        done = CliRunner().invoke(app, [name, *words])
         changed = {place for place, digest in _hashes(work).items() if others.get(place, digest) != digest}
         shutil.rmtree(work)
         assert not changed, f"{name} changed {changed}"
@@ -116,7 +118,8 @@ def _commanded(folder: Path) -> Iterator[Trial]:
         assert done.exception is None or isinstance(done.exception, SystemExit), f"{name}: {done.exception!r}"
         return f"exit {done.exit_code}"
 
-    yield trial
+    with patch("typer.testing._get_command", cache(get_command)):  # it takes most of the time of a short command
+        yield trial
     shutil.rmtree(folder)
 
 

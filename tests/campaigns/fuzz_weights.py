@@ -53,7 +53,7 @@ def _loras() -> list[bytes]:
     halves = _halves()
     told = {METADATA: json.dumps({"unet.r": RANK, "unet.lora_alpha": RANK, "unet.target_modules": list(_OWN)})}
     ours = {f"unet.{name}": tensor for name, tensor in halves.items()}
-    scripts, kohya, processors = ({}, {}, {})
+    scripts, kohya, processors = (dict[str, np.ndarray]() for _ in range(3))
     for name, tensor in halves.items():
         layer, part = name.removesuffix(".weight").split(".lora_")
         word = {"A": "down", "B": "up"}[part]
