@@ -4,7 +4,6 @@ import difflib
 import io
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from deepfloyd_core.config.values import TOO_DEEP, checked_values, toml_values
 from deepfloyd_core.errors import ConfigError
 
 
@@ -25,8 +25,6 @@ class Spec(BaseModel):
 
 SpecT = TypeVar("SpecT", bound=Spec)
 FILE_BYTES = 16 << 20  # of a configuration file
-NEST_DEPTH = 32  # lists and tables within each other
-_BITS = 4096  # of an integer; Python writes out 4,300 digits
 _MOST_FAULTS = 20  # that are told of one table
 _LONG_KEY = 100  # characters
 _SHORT_LIST = 16
@@ -143,45 +141,8 @@ def read_config_file(path: Path) -> Any:
         return values
     except (ValueError, RecursionError) as fault:
         kind = "TOML" if path.suffix.lower() == ".toml" else "JSON"
-        error = _TOO_DEEP if isinstance(fault, RecursionError) else fault
+        error = TOO_DEEP if isinstance(fault, RecursionError) else fault
         raise ConfigError(f"{path} is not valid {kind}: {error}.{_remedy(str(error), text)}") from None
-
-
-_TOO_DEEP = ValueError("it is nested too deeply")
-_PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
-_DEEP_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*{_PART}(?:[ \t]*\.[ \t]*{_PART}){{{NEST_DEPTH},}}", re.MULTILINE)
-
-
-def toml_values(text: str) -> Any:
-    """The values of a text of TOML, checked. Raises ValueError, or RecursionError.
-
-    A dotted key is a table in a table for each of its parts, and tomllib takes the square of their number: 32 s for 20,000.
-    """
-    if _DEEP_KEY.search(text):
-        raise _TOO_DEEP
-    return checked_values(tomllib.loads(text))
-
-
-def checked_values(values: Any) -> Any:
-    """Values as a parser gave them. Raises ValueError for what no key can hold and much code fails at: a number that
-    cannot be written out, a zero byte, tables in tables in tables.
-    """
-    level = [values]
-    for _ in range(NEST_DEPTH):
-        inner: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                inner += [*value.keys(), *value.values()]
-            elif isinstance(value, list):
-                inner += value
-            elif isinstance(value, str) and "\0" in value:
-                raise ValueError("a text in it has a zero byte")
-            elif isinstance(value, int) and value.bit_length() > _BITS:
-                raise ValueError("a number in it has thousands of digits")
-        level = inner
-    if level:
-        raise _TOO_DEEP
-    return values
 
 
 # How the parsers' messages start for a backslash that begins no escape, and for a text whose last quotation mark is escaped.

@@ -153,7 +153,7 @@ def _best_of_table(folder: Path, name: str, names: list[str]) -> CaptionsSeen:
                 tried.append(CaptionsSeen(NONE.strategy, (), beside=f"{name} is not used ({error})"))
             if tried[-1].share >= ENOUGH:
                 return tried[-1]
-    except (ConfigError, OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
+    except (ConfigError, OSError, ValueError, NotImplementedError, csv.Error) as error:  # pyarrow's too
         return CaptionsSeen(NONE.strategy, (), beside=f"{name} cannot be read as a table ({error})")
     best = max(tried, key=lambda one: one.share)
     told = f"{name} has captions of {len(best.texts)} of {many(len(names), 'picture')}"

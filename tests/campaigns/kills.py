@@ -69,7 +69,7 @@ class _Pass:
             if file.is_file() and file.name not in _TIMES:
                 found["/".join([kind, *rest])] = sha256_file(file)
         for file in (self.run.folder / "published").rglob("*"):
-            if file.is_file():
+            if file.is_file() and file.name not in _TIMES:
                 found[f"published/{file.name}"] = sha256_file(file)
         return found
 

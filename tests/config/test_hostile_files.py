@@ -100,10 +100,11 @@ def test_a_key_of_so_many_parts_is_one_error_at_once(small_run: SmallRun, text: 
     ("override", "says"),
     [
         (f"{DOTTED}=1", "more than 32 tables"),
+        ("[" * 30_000 + "=", "removes a key"),
         (f"stage1={{{DOTTED}=1}}", "nested too deeply"),
         ("x" * 50_000, "key=value"),
     ],
-    ids=["key", "value", "no value"],
+    ids=["key", "key to remove", "value", "no value"],
 )
 def test_an_override_of_so_many_parts_is_one_short_error_at_once(small_run: SmallRun, override: str, says: str) -> None:
     start = time.process_time()
