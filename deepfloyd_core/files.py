@@ -211,6 +211,14 @@ def record_diff(old: Json, new: Json, prefix: str = "") -> list[str]:
     return lines
 
 
+def parsed_json(data: bytes | str) -> Any:
+    """A value of JSON that others wrote. Raises ValueError, also where it is nested too deeply."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def text_lines(text: str) -> list[str]:
     """The lines of a text. Not `str.splitlines`, which also cuts at U+2028, U+0085 and form feeds, inside a caption."""
     return re.split("\r\n?|\n", text)

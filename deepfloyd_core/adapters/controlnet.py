@@ -144,7 +144,7 @@ def load_control(unet: UNet2DConditionModel, file: Path) -> Control:
             state = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
         control = Control(unet, conditioning)
         settings = LoraConfig(**{**lora, "inference_mode": False})
-    except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise ArtifactError(f"{file} cannot be read as a ControlNet-LoRA: {error}") from None
     control.encoder.add_adapter(settings, adapter_name=ADAPTER)
     own = _state(control)

@@ -1,6 +1,5 @@
 """A folder or a bucket as a place to publish to, through fsspec; and the record of what was published there."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from deepfloyd_core.errors import ConfigError, StorageError
-from deepfloyd_core.files import canonical_json, sha256_file
+from deepfloyd_core.files import canonical_json, parsed_json, sha256_file
 from deepfloyd_core.sources.bucket import S3_CONFIG, failures
 from deepfloyd_core.types import Report
 
@@ -164,7 +163,7 @@ def whole_record(digests: Mapping[str, str]) -> str:
 def parsed_record(data: bytes, place: str) -> dict[str, str | None]:
     """The record of a place. Raises ConfigError when it is none."""
     try:
-        found = json.loads(data)
+        found = parsed_json(data)
     except ValueError:
         found = None
     if not isinstance(found, dict):
