@@ -5,6 +5,7 @@
     |-- DataError             the pictures or captions cannot make a data set (exit code 1)
     |-- ModelError            a model folder is missing, gated or unfit (exit code 1)
     |-- ArtifactError         a stored artifact is damaged or contradicts its manifest (exit code 1)
+    |   `-- DamagedError      what was read of a file is not what was written; a run makes the file again
     |-- StorageError          a file system refuses what has to be done (exit code 1)
     |-- BusyError             another run is at work in the workspace (exit code 1)
     `-- JobError              a child process failed or was killed (exit code 1)
@@ -47,6 +48,12 @@ class ModelError(DeepFloydError):
 
 class ArtifactError(DeepFloydError):
     """A stored artifact is damaged."""
+
+
+class DamagedError(ArtifactError):
+    """A reader found other bytes in a file of an artifact than were written; the artifact is marked, so that its next use
+    makes the file again.
+    """
 
 
 class StorageError(DeepFloydError):

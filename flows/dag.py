@@ -3,11 +3,16 @@
 `bundle.planned` follows the same order with requests in place of artifacts.
 """
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from deepfloyd_core.bundle.planned import FROM_BASE, Starts
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.errors import DamagedError
 from deepfloyd_core.sampling.jobs import LowResInputs
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.jobs import TrainingInputs
@@ -17,6 +22,32 @@ from tasks.stage_lora import stage_lora
 from tasks.stage_low_res import stage_low_res
 from tasks.stage_pixels import stage_pixels
 from tasks.stage_text import stage_text
+
+P = ParamSpec("P")
+R = TypeVar("R")
+log = logging.getLogger(__name__)
+
+
+def mended(make: Callable[P, R]) -> Callable[P, R]:
+    """Decorates what makes artifacts from each other: where a reader finds a damaged file, it is called once more, and makes
+    that file again. Finished artifacts are reused, and a training goes on from its checkpoint.
+
+    A file that is damaged a second time ends the run: then it is not the file.
+    """
+
+    @wraps(make)
+    def again(*args: P.args, **kwargs: P.kwargs) -> R:
+        told: set[str] = set()
+        while True:
+            try:
+                return make(*args, **kwargs)
+            except DamagedError as error:
+                if str(error) in told:
+                    raise
+                told.add(str(error))
+                log.warning("%s", error)
+
+    return again
 
 
 @dataclass(frozen=True)

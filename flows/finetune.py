@@ -15,7 +15,7 @@ from deepfloyd_core.sampling.jobs import SampleInputs, lora_fields
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
 from deepfloyd_core.store.registry import Outcome, news_of
-from flows.dag import make_pictures, make_trainings
+from flows.dag import make_pictures, make_trainings, mended
 from flows.deployable import deployable
 from flows.parameters import Overrides, Steps, settings
 from flows.runs.run_lease import rename_run, sole_run
@@ -63,6 +63,7 @@ def make_bundle(run: Run, index: Artifact, starts: Starts = FROM_BASE, start: st
 
 
 @job_starter()
+@mended
 def unpublished_bundle(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> Artifact:
     """Everything after the index; what is already there is reused. Pictures come first: T5 takes long, and they may fail."""
     run = fitted(run, index)

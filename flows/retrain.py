@@ -16,7 +16,7 @@ from deepfloyd_core.preflight.check import check_run, check_workers
 from deepfloyd_core.store.artifacts import damaged_parts, find
 from deepfloyd_core.store.leases import leased
 from deepfloyd_core.store.registry import Outcome, settled
-from flows.dag import make_pictures
+from flows.dag import make_pictures, mended
 from flows.deployable import deployable
 from flows.finetune import ended, make_bundle
 from flows.parameters import Overrides, Steps, settings
@@ -62,7 +62,7 @@ def _retrain(run: Run) -> "State[Outcome]":
         if bundle is None or is_lost:
             check_workers(run)
             if planned is None and run.config.retrain_mode == "warm":  # epochs are counted in crops
-                make_pictures(run, index, run.config.stages)
+                mended(make_pictures)(run, index, run.config.stages)
                 plan = retraining(run, index)
             show_plan(run, index, plan.starts)
             outcome = make_bundle(run, index, plan.starts, plan.words)

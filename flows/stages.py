@@ -11,7 +11,7 @@ from deepfloyd_core.preflight.check import check_run, trained_with
 from deepfloyd_core.processes.jobs import job_starter
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
-from flows.dag import make_pictures, make_trainings
+from flows.dag import make_pictures, make_trainings, mended
 from flows.deployable import deployable
 from flows.parameters import Overrides
 from flows.runs.run_lease import sole_run
@@ -33,7 +33,7 @@ def prepare(config: str, overrides: Overrides = None) -> list[Artifact]:
     """
     run = check_run(Path(config), tuple(overrides or ()), "crops")
     with sole_run(run):
-        return make_pictures(run, image_index(run), run.config.stages).artifacts
+        return mended(make_pictures)(run, image_index(run), run.config.stages).artifacts
 
 
 @flow(name="embed", version=VERSION)
@@ -49,7 +49,7 @@ def embed(config: str, overrides: Overrides = None) -> list[Artifact]:
     run = check_run(Path(config), tuple(overrides or ()), "text_embeds")
     with sole_run(run):
         index = image_index(run)
-        return [index, text_embeds(fitted(run, index), index)]
+        return [index, mended(text_embeds)(fitted(run, index), index)]
 
 
 @flow(name="train-stage1", version=VERSION)
@@ -80,12 +80,16 @@ def train_stage2(config: str, overrides: Overrides = None) -> list[Artifact]:
 
 @job_starter()
 def _train(run: Run, stage: Stage) -> list[Artifact]:
-    stages = trained_with(run.config, stage)
     with sole_run(run):
         index = image_index(run)
-        run = fitted(run, index)
-        pictures = make_pictures(run, index, stages)
-        embeds = text_embeds(run, index)
-        trainings = make_trainings(run, pictures, embeds, sample_prompts(run, index))
+        return _trained(fitted(run, index), index, stage)
+
+
+@mended
+def _trained(run: Run, index: Artifact, stage: Stage) -> list[Artifact]:
+    """Everything after the index."""
+    pictures = make_pictures(run, index, trained_with(run.config, stage))
+    embeds = text_embeds(run, index)
+    trainings = make_trainings(run, pictures, embeds, sample_prompts(run, index))
     trained = [artifact for training in trainings.values() for artifact in training.artifacts]
     return list(dict.fromkeys([*pictures.artifacts, embeds, *trained]))  # the text can be the embeds themselves

@@ -6,7 +6,7 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.conditioning import plan_conditioning, plan_eval_conditioning
 from deepfloyd_core.crops.identity import conditioning_request
-from deepfloyd_core.crops.pixels import SHEET, build_shards
+from deepfloyd_core.crops.pixels import PARTS, SHEET, build_shards
 from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from tasks import VERSION
@@ -32,6 +32,7 @@ def _stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact
             run.workspace,
             conditioning_request(run, index, pixels),
             lambda work: make_shards(run, plan_conditioning(run, index, work), work, report, pixels),
+            PARTS,
         )
 
 
@@ -42,6 +43,7 @@ def eval_conditioning(run: Run, index: Artifact, held_out: Artifact) -> Artifact
         run.workspace,
         conditioning_request(run, index, held_out),
         lambda work: build_shards(plan_eval_conditioning(run, index, work), work, held_out),
+        PARTS,
     )
     show_artifact(pairs, pairs.summary(CropsSummary), SHEET)
     return pairs

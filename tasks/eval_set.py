@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.identity import eval_request
-from deepfloyd_core.crops.pixels import build_shards, eval_change, plan_eval
+from deepfloyd_core.crops.pixels import PARTS, build_shards, eval_change, plan_eval
 from deepfloyd_core.store.artifacts import Artifact, materialise, newest
 from deepfloyd_core.store.counts import many
 from tasks.ui_pages import show_crops
@@ -20,7 +20,7 @@ def eval_set(run: Run, index: Artifact) -> Artifact:
     """Held-out crops for every stage of the run. Says so when they are new and not those that were made before."""
     request = eval_request(run, index)
     before = newest(run.workspace, "eval_set", request.format)
-    held_out = materialise(run.workspace, request, lambda work: build_shards(plan_eval(run, index, work), work))
+    held_out = materialise(run.workspace, request, lambda work: build_shards(plan_eval(run, index, work), work), PARTS)
     came, went = eval_change(before, held_out) if before and not held_out.reused else (0, 0)
     if came or went:
         log.warning(

@@ -5,7 +5,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
-from deepfloyd_core.crops.pixels import SHEET
+from deepfloyd_core.crops.pixels import PARTS, SHEET
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.identity import low_res_request
@@ -26,6 +26,7 @@ def stage_low_res(run: Run, stage: Stage, inputs: LowResInputs[Artifact]) -> Art
             run.workspace,
             low_res_request(run, stage, folder, inputs),
             lambda work: run_job(remake_job(run, stage, folder, inputs), work, report),
+            PARTS,
         )
     show_artifact(remakes, remakes.summary(LowResSummary), SHEET)
     return remakes

@@ -11,6 +11,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.identity import pixels_request
 from deepfloyd_core.crops.pixels import (
+    PARTS,
     Layout,
     ShardPlan,
     ShardResult,
@@ -58,6 +59,7 @@ def _stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
             run.workspace,
             pixels_request(run, index, stage),
             lambda work: make_shards(run, plan_shards(run, index, stage, work), work, report),
+            PARTS,
         )
 
 

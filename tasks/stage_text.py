@@ -8,7 +8,14 @@ from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
-from deepfloyd_core.text.projection import ProjectionSummary, older_text, project_job, text_is_frozen, text_request
+from deepfloyd_core.text.projection import (
+    FILES,
+    ProjectionSummary,
+    older_text,
+    project_job,
+    text_is_frozen,
+    text_request,
+)
 from tasks.artifact_page import show_artifact
 from tasks.progress import progress
 
@@ -26,6 +33,6 @@ def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
         return run_job(project_job(run, stage, folder, embeds, older), work, report)
 
     with progress(f"stage {STAGES[stage].roman} text") as report:
-        text = materialise(run.workspace, request, project)
+        text = materialise(run.workspace, request, project, FILES)
     show_artifact(text, text.summary(ProjectionSummary))
     return text

@@ -30,7 +30,7 @@ def text_embeds(run: Run, index: Artifact) -> Artifact:
     request = embeds_request(run, captions, encoder)
 
     def encode(work: WorkDir) -> EmbedsSummary:
-        job = encode_job(run, captions, encoder, older_embeds(run.workspace, request))
+        job = encode_job(run, captions, encoder, work.before or older_embeds(run.workspace, request))
         return run_parts(job, encode_parts(job), work, report)
 
     with progress("text embeds") as report:

@@ -8,6 +8,7 @@ its own rows.
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.crops.older_shards import left_over
 from deepfloyd_core.crops.pixels import FORMAT, Layout, lay_out, with_room, write_eval_plan
 from deepfloyd_core.crops.plan import write_plan
 from deepfloyd_core.index.ledger import PAIR
@@ -17,14 +18,14 @@ from deepfloyd_core.store.artifacts import Artifact, WorkDir, newest
 def plan_conditioning(run: Run, index: Artifact, work: WorkDir) -> Layout:
     """The shards of the pairs of a stage's pixels."""
     stage = _stage(run)
-    older = newest(work.workspace, f"stage{stage}_conditioning", FORMAT)
+    older = left_over(work) or newest(work.workspace, f"stage{stage}_conditioning", FORMAT)
     plans = write_plan(run, index, stage, work.path, PAIR)
     return with_room(lay_out(plans, _places(run), int(run.config.shard_mib * 2**20), older), work)
 
 
 def plan_eval_conditioning(run: Run, index: Artifact, work: WorkDir) -> Layout:
     """One file for each size with the pairs of a stage's held-out pictures, in the order of theirs."""
-    return lay_out(write_eval_plan(run, index, (_stage(run),), work.path, PAIR), _places(run), 1 << 30, None)
+    return lay_out(write_eval_plan(run, index, (_stage(run),), work.path, PAIR), _places(run), 1 << 30, left_over(work))
 
 
 def _stage(run: Run) -> Stage:

@@ -34,7 +34,7 @@ from deepfloyd_core.pictures.draws import hash_units, image_keys
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.versions import champion, index_of, part_of
 
-EVAL_FORMAT = 7
+EVAL_FORMAT = 8
 MOST, SHARE, FEWEST = 4, 10, 8  # by default: of each SHARE pictures one, at most MOST, at least one from FEWEST on
 _COUNTED = MOST * SHARE  # above this count a set spares no more pictures
 _NONE = pa.nulls(0, pa.string())  # pa.array of a list would import pandas

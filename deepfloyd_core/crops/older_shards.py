@@ -7,8 +7,16 @@ import pyarrow.parquet as pq
 
 from deepfloyd_core.crops.rows import ROWS_FILE, read_row_list, shard_files
 from deepfloyd_core.crops.shards import open_shard, read_rows
-from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.artifacts import Artifact, WorkDir
 from deepfloyd_core.store.reuse import is_as_recorded, worth_keeping
+
+
+def left_over(work: WorkDir) -> Artifact | None:
+    """What is left of the same artifact, which was damaged, so that its intact shards are kept. None: it was not, or its
+    list of rows is damaged.
+    """
+    before = work.before
+    return before if before and is_as_recorded(before.path / ROWS_FILE, before.hashes) else None
 
 
 @dataclass(frozen=True)

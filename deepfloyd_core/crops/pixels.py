@@ -22,7 +22,7 @@ from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.eval_choice import choose_held_out, chosen_pictures, held_out_pictures
-from deepfloyd_core.crops.older_shards import OlderRows, copy_rows
+from deepfloyd_core.crops.older_shards import OlderRows, copy_rows, left_over
 from deepfloyd_core.crops.plan import Planned, SizePlan, by_dataset, plan_pictures, write_plan, write_sizes
 from deepfloyd_core.crops.rows import (
     HELD_OUT,
@@ -47,7 +47,8 @@ from deepfloyd_core.store.artifacts import Artifact, WorkDir, newest, workspace_
 from deepfloyd_core.store.locks import locked
 from deepfloyd_core.store.parts import finish_part, part_is_whole, take_part
 
-FORMAT = 5
+FORMAT = 6
+PARTS = "stage*.parquet"
 _REMEDY = "Lower decode_memory_mib, so that such pictures are rows of the ledger, or workers, and start the run again."
 SHEET, SHEET_CROPS, SHEET_CELL_PX = "sheet.jpg", 32, 64
 
@@ -105,7 +106,7 @@ def plan_shards(run: Run, index: Artifact, stage: Stage, work: WorkDir) -> Layou
     plans = write_plan(run, index, stage, work.path)
     if not plans:
         raise DataError(f"No picture is large enough for stage {stage}. The ledger is {index.path}/index.parquet.")
-    older = newest(work.workspace, f"stage{stage}_pixels", FORMAT)
+    older = left_over(work) or newest(work.workspace, f"stage{stage}_pixels", FORMAT)
     return with_room(lay_out(plans, _by_id(run), int(run.config.shard_mib * 2**20), older), work)
 
 
@@ -129,7 +130,7 @@ def plan_eval(run: Run, index: Artifact, work: WorkDir) -> Layout:
     held_out = held_out_pictures(index, choose_held_out(run, index))
     with atomic_path(work.path / HELD_OUT_FILE) as tmp, pa.ipc.new_file(tmp, HELD_OUT) as writer:
         writer.write_table(pa.table([held_out], schema=HELD_OUT))
-    return lay_out(plans, _by_id(run), 1 << 30, None)
+    return lay_out(plans, _by_id(run), 1 << 30, left_over(work))
 
 
 def write_eval_plan(
@@ -199,13 +200,14 @@ def finish_pixels(
 
     beside: an artifact with as many rows, shown on the sheet to the left of these rows.
     """
-    for stray in set(work.path.glob("stage*.parquet")) - {work.path / name for name in layout.files}:
+    for stray in set(work.path.glob(PARTS)) - {work.path / name for name in layout.files}:
         stray.unlink()  # an interrupted build laid the rows out otherwise
     for name, digest in layout.kept.items():
         assert layout.older is not None  # it has the file
         take_part(layout.older.path / name, digest, work.path / name)
-    pictures = write_row_list(layout.plans, layout.places, work.path / ROWS_FILE)
-    _save_sheet([work.path / name for name in layout.files], work.path, beside)
+    files = [work.path / name for name in layout.files]
+    pictures = write_row_list(layout.plans, layout.places, files, work.path / ROWS_FILE)
+    _save_sheet(files, work.path, beside)
     rows = sum(len(files) for files, _ in layout.places)
     return CropsSummary(
         shards=len(layout.files),

@@ -13,6 +13,7 @@ import pyarrow as pa
 from deepfloyd_core.arrow import mapped_table
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.plan import SizePlan
+from deepfloyd_core.crops.shards import PIXELS_SUM, open_shard, read_pixel_sums
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.pictures.draws import image_keys
@@ -21,17 +22,20 @@ from deepfloyd_core.store.artifacts import Artifact
 ROWS_FILE = "rows.arrow"
 ROWS = pa.schema([("file", pa.int32()), ("place", pa.int32()), ("width", pa.int32()), ("height", pa.int32()),
                   ("key", pa.uint64()), ("image_id", pa.string()), ("dataset_id", pa.string()),
-                  ("caption_id", pa.string()), ("times", pa.int32())])  # fmt: skip
+                  ("caption_id", pa.string()), ("times", pa.int32()), ("start", pa.int64()),
+                  (PIXELS_SUM, pa.uint64())])  # fmt: skip
 HELD_OUT_FILE, HELD_OUT = "held_out.arrow", pa.schema([("image_id", pa.string())])
 _LIKE_ITS_PAIR = ["width", "height", "dataset_id", "caption_id", "times"]
 
 
-def write_row_list(plans: Sequence[SizePlan], places: Sequence[tuple[np.ndarray, np.ndarray]], path: Path) -> int:
+def write_row_list(
+    plans: Sequence[SizePlan], places: Sequence[tuple[np.ndarray, np.ndarray]], files: Sequence[Path], path: Path
+) -> int:
     """Write the rows of every plan, each with the number of its file and its row there. Returns the number of pictures.
 
-    times: how many passes of an epoch show the row.
+    times: how many passes of an epoch show the row; files: all shards. `start` is where a row's pixels lie in its shard.
     """
-    seen = []
+    seen, (starts, sums, first) = [], pixels_of(files)
     with atomic_path(path) as tmp, pa.ipc.new_file(tmp, ROWS) as writer:
         for plan, (file, place) in zip(plans, places, strict=True):
             start = 0
@@ -40,11 +44,26 @@ def write_row_list(plans: Sequence[SizePlan], places: Sequence[tuple[np.ndarray,
                 captions = batch["caption"].dictionary_encode()
                 ids = pa.array([caption_id(text) for text in captions.dictionary.to_pylist()]).take(captions.indices)
                 same = [batch[name] for name in ("width", "height", "key", "image_id", "dataset_id")]
-                columns = [pa.array(file[part]), pa.array(place[part]), *same, ids, batch["times"]]
+                own = first[file[part]] + place[part]
+                where = [pa.array(file[part]), pa.array(place[part])]
+                pixels = [pa.array(starts[own]), pa.array(sums[own])]
+                columns = [*where, *same, ids, batch["times"], *pixels]
                 writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=ROWS))
                 seen.append(np.unique(image_keys(batch["image_id"])))
                 start += len(batch)
     return len(np.unique(np.concatenate(seen))) if seen else 0
+
+
+def pixels_of(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the pixels of all rows of shards start in their files, int64, and their checksums, uint64, file after file; and
+    the number of each file's first row there.
+    """
+    shards = [open_shard(file) for file in files]
+    starts = [shard.starts(np.arange(len(shard))) for shard in shards]
+    sums = [read_pixel_sums(file) for file in files]
+    nothing = np.empty(0, np.int64)
+    first = np.cumsum([0, *map(len, shards)])
+    return np.concatenate([*starts, nothing]), np.concatenate([*sums, nothing.astype(np.uint64)]), first
 
 
 def read_row_list(pixels: Path) -> pa.Table:

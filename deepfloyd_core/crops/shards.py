@@ -3,6 +3,9 @@
 The column is fixed-size binary, non-null, PLAIN, uncompressed, one page a row group. So the values of a row group lie
 end to end, row i starts at a known offset, and a batch is a few page faults. In shuffled order this is more than half
 as fast as rows of a plain memory-mapped array, and 100 times as fast as PNG files; `benchmarks/results.md`.
+
+Whoever opens a shard of a finished artifact here hashes it whole first, because a flipped bit of its footer can end the
+process inside of Arrow. A training does not open it: the list of rows has the place and the checksum of each row's pixels.
 """
 
 import math
@@ -15,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepfloyd_core.files import atomic_path
+from deepfloyd_core.hashing import checksum
+from deepfloyd_core.store.damage import reading, whole
 
 ROW_GROUP_BYTES = 2 << 20  # 1 to 3 MiB: large enough to stream, small enough to shuffle by
 _TEXT, _INT, _REAL = pa.string(), pa.int32(), pa.float64()
@@ -24,6 +29,8 @@ _COLUMNS = (
     ("crop_width", _REAL), ("crop_height", _REAL), ("repeat", _INT), ("caption", _TEXT), ("caption_id", _TEXT),
     ("crop_style", _TEXT), ("method", _TEXT),
 )  # fmt: skip
+_NAMES = [name for name, _ in _COLUMNS]
+PIXELS_SUM = "pixels_xxh3"  # the column of their checksums, uint64
 
 
 @dataclass(frozen=True)
@@ -53,24 +60,32 @@ def write_shard(path: Path, rows: list[ShardRow], pixels: list[np.ndarray]) -> N
     size = rows[0].width * rows[0].height * 3
     flat = np.concatenate([picture.reshape(-1) for picture in pixels])
     column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(rows), [None, pa.py_buffer(flat)])
-    names = [name for name, _ in _COLUMNS]
+    pieces = flat.data
+    sums = [checksum(pieces[start : start + size]) for start in range(0, len(flat), size)]
     arrays = [pa.array([getattr(row, name) for row in rows], type=kind) for name, kind in _COLUMNS]
-    fields = [pa.field(name, kind, nullable=False) for name, kind in _COLUMNS]
-    schema = pa.schema([*fields, pa.field("pixels", pa.binary(size), nullable=False)])
-    table = pa.Table.from_arrays([*arrays, column], schema=schema)
+    columns = [*_COLUMNS, (PIXELS_SUM, pa.uint64()), ("pixels", pa.binary(size))]
+    schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
+    arrays += [pa.array(sums, pa.uint64()), column]
+    table = pa.Table.from_arrays(arrays, schema=schema)
     group = max(1, ROW_GROUP_BYTES // size)
     with atomic_path(path) as tmp:
         pq.write_table(
-            table, tmp, row_group_size=group, compression="none", use_dictionary=names,
+            table, tmp, row_group_size=group, compression="none", use_dictionary=_NAMES,
             data_page_size=1 << 30, write_batch_size=group, store_schema=False,
-            write_statistics=names,  # not of the pixels: the page header would hold two whole pictures
+            write_statistics=_NAMES,  # not of the pixels: the page header would hold two whole pictures
         )  # fmt: skip
 
 
 def read_rows(path: Path) -> list[ShardRow]:
-    """The rows of a shard without their pixels."""
-    columns = [name for name, _ in _COLUMNS]
-    return [ShardRow(**row) for row in pq.read_table(path, columns=columns).to_pylist()]
+    """The rows of a shard without their pixels. Raises DamagedError where it is not as written."""
+    with reading(whole(path)):
+        return [ShardRow(**row) for row in pq.read_table(path, columns=_NAMES).to_pylist()]
+
+
+def read_pixel_sums(path: Path) -> np.ndarray:
+    """The checksums of the pixels of a shard's rows: uint64 (rows,)."""
+    with reading(whole(path)):
+        return np.asarray(pq.read_table(path, columns=[PIXELS_SUM])[PIXELS_SUM].to_numpy())
 
 
 @dataclass(frozen=True)
@@ -106,8 +121,12 @@ class ShardPixels:
 
 
 def open_shard(path: Path) -> ShardPixels:
-    """Map a shard's pixels. Raises ValueError when the file does not have the layout of `write_shard`."""
-    meta = pq.read_metadata(path)
+    """Map a shard's pixels. Raises DamagedError when the file is not as written, or lacks the layout of `write_shard`."""
+    with reading(whole(path)):
+        return _opened(path, pq.read_metadata(path))
+
+
+def _opened(path: Path, meta: pq.FileMetaData) -> ShardPixels:
     index = meta.num_columns - 1
     size = meta.schema.column(index).length
     names = [meta.schema.column(number).name for number in range(index)]
@@ -118,12 +137,12 @@ def open_shard(path: Path) -> ShardPixels:
         chunk = meta.row_group(number).column(index)
         header = chunk.total_compressed_size - chunk.num_values * size  # of the one page; there are no levels
         if chunk.compression != "UNCOMPRESSED" or not 0 < header < 512:
-            raise ValueError(f"{path}: row group {number} is not one plain, uncompressed page")
+            raise ValueError(f"row group {number} is not one plain, uncompressed page")
         starts.append(chunk.data_page_offset + header)
-    return ShardPixels(_mapped(path), np.array(starts), first.num_rows, meta.num_rows, (height, width, 3))
+    return ShardPixels(map_file(path), np.array(starts), first.num_rows, meta.num_rows, (height, width, 3))
 
 
-def _mapped(path: Path) -> memoryview:
+def map_file(path: Path) -> memoryview:
     """A file's bytes, mapped without keeping it open: np.memmap keeps a descriptor, and 1,024 are a usual limit."""
     with pa.memory_map(str(path)) as file:
         head = file.read_buffer(1)  # holds the mapping; what is read through Arrow is fetched from the disk at once

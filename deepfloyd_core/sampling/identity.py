@@ -28,7 +28,7 @@ from deepfloyd_core.text.projection import text_identity
 from deepfloyd_core.types import Json
 
 GENERATE_FORMAT = 5
-LOW_RES_FORMAT = 1
+LOW_RES_FORMAT = 2
 SAMPLES_FORMAT = 11
 UPSCALE_FORMAT = 1
 

@@ -21,8 +21,8 @@ from deepfloyd_core.config.stages import UPSCALE, Stage
 from deepfloyd_core.crops.pixels import SHEET, SHEET_CELL_PX
 from deepfloyd_core.crops.plan import by_size
 from deepfloyd_core.crops.reader import Crops, Size, crops_of
-from deepfloyd_core.crops.rows import ROWS_FILE, read_row_list, shard_files, write_moved_row_list
-from deepfloyd_core.crops.shards import ShardRow, read_rows, write_shard
+from deepfloyd_core.crops.rows import ROWS_FILE, pixels_of, read_row_list, shard_files, write_moved_row_list
+from deepfloyd_core.crops.shards import PIXELS_SUM, ShardRow, read_rows, write_shard
 from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
 from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.models.unet import use_threads
@@ -129,10 +129,12 @@ def _shard_rows(files: list[Path], rows: pa.Table, numbers: np.ndarray) -> list[
 def _write_list(rows: pa.Table, parts: list[_Part], out: Path) -> None:
     """The pixels' rows in their order, each with its place here."""
     file, place = np.empty(len(rows), np.int32), np.empty(len(rows), np.int32)
+    starts, sums, first = pixels_of([out / part.name for part in parts])
     for number, part in enumerate(parts):
         file[part.numbers], place[part.numbers] = number, np.arange(len(part.numbers))
-    size = {name: rows[name].to_numpy() // UPSCALE for name in ("width", "height")}
-    write_moved_row_list(rows, {"file": file, "place": place, **size}, out / ROWS_FILE)
+    changed = {name: rows[name].to_numpy() // UPSCALE for name in ("width", "height")}
+    changed |= {"start": starts[first[file] + place], PIXELS_SUM: sums[first[file] + place]}
+    write_moved_row_list(rows, {"file": file, "place": place, **changed}, out / ROWS_FILE)
 
 
 def _save_sheet(pixels: Artifact, files: list[Path], out: Path) -> None:

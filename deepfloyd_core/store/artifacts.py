@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,12 +28,14 @@ from deepfloyd_core.files import (
 from deepfloyd_core.store.changes import changes, rebuilt
 from deepfloyd_core.store.collected import record_file
 from deepfloyd_core.store.counts import duration, many
+from deepfloyd_core.store.damage import MARK, is_marked, unmark
 from deepfloyd_core.store.leases import take_lease
 from deepfloyd_core.store.locks import artifact_lock, is_locked, locked
 from deepfloyd_core.store.manifest import MANIFEST, FileEntry, Manifest, Summary, read_manifest
 from deepfloyd_core.store.mending import mend
-from deepfloyd_core.store.parts import finish_part, recorded_hash
+from deepfloyd_core.store.parts import recorded_hash
 from deepfloyd_core.store.provenance import provenance
+from deepfloyd_core.store.set_aside import BEFORE, set_aside
 from deepfloyd_core.store.working_state import REQUEST, drop_working_state, own_paths
 from deepfloyd_core.types import Json
 
@@ -124,6 +125,12 @@ class WorkDir:
         """Directory of all artifacts."""
         return workspace_of(self.path)
 
+    @property
+    def before(self) -> Artifact | None:
+        """What is left of the same artifact, which was finished and then damaged; None: it was not."""
+        left = Artifact(self.path.parent.name, self.path.name, self.path / BEFORE)
+        return left if (left.path / MANIFEST).exists() else None
+
 
 Builder = Callable[[WorkDir], Summary]
 
@@ -164,24 +171,26 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
     """Return the artifact of a request. Build it if it does not exist; a build that a kill interrupted is continued.
 
     `build` gets the directory, writes its files and returns the summary; what it raises is raised, and the directory stays
-    unfinished. With `parts` (a pattern of file names) every file of a finished artifact is hashed before it is reused; if it
-    is damaged, its intact parts are kept and the rest is rebuilt. Without `parts` small files are hashed, of large ones the
-    sizes are compared. What another artifact has a whole copy of is taken from there, not built.
+    unfinished. Before a finished artifact is reused its small files are hashed, of large ones the sizes are compared; where
+    a reader found damage, every file is hashed. What another artifact has a whole copy of is taken from there, not built.
+    Otherwise the artifact is built again, with what is left of it in `WorkDir.before`; its intact files that fit `parts` (a
+    pattern of names) are there already, as finished parts.
     """
     path = workspace / request.kind / request.fingerprint
     take_lease(workspace, request.name)
     with locked(workspace, artifact_lock(request.name)) as lock_fd:
         existing = find(workspace, request)
         if existing is not None:
-            damage = _damage(existing, parts)
+            damage = list(damaged_parts(existing))
             if damage and mend(existing.path):
-                damage = _damage(existing, parts)
+                damage = list(damaged_parts(existing))
             if not damage:
+                unmark(path)
                 drop_working_state(path)
                 log.info("%s %s: reused", request.kind, request.fingerprint)
                 return replace(existing, reused=True)
             log.warning("%s %s: rebuilt because %s", request.kind, request.fingerprint, "; ".join(damage))
-            _unfinish(existing, parts)
+            set_aside(path, parts)
         elif (path / REQUEST).exists():
             log.info("%s %s: continued, an earlier run was stopped", request.kind, request.fingerprint)
         else:
@@ -192,10 +201,6 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
         started = datetime.now(UTC)
         summary = build(WorkDir(path, lock_fd))
         return commit(path, request, summary, started)
-
-
-def _damage(artifact: Artifact, parts: str | None) -> list[str]:
-    return verify_artifact(artifact) if parts else list(damaged_parts(artifact))
 
 
 def commit(path: Path, request: Request, summary: Summary, started: datetime) -> Artifact:
@@ -242,9 +247,9 @@ def missing_parts(artifact: Artifact) -> Iterator[str]:
 
 def damaged_parts(artifact: Artifact) -> Iterator[str]:
     """`missing_parts`, and one line for each small file with other bytes than its manifest says: before it enters a
-    training, a sampling or a publication. Costs a hash of the small files (1.7 GB/s).
+    training, a sampling or a publication. Costs a hash of the small files (1.7 GB/s); of all where a reader found damage.
     """
-    return _faults(artifact, FileEntry.damage_if_small)
+    return _faults(artifact, FileEntry.damage if is_marked(artifact.path) else FileEntry.damage_if_small)
 
 
 def _faults(artifact: Artifact, fault: Callable[[FileEntry, Path], str]) -> Iterator[str]:
@@ -273,7 +278,7 @@ def verify_artifact(artifact: Artifact) -> list[str]:
             damage.append(entry.damage(artifact.path))
         except OSError as error:  # a disk that fails, or a file that may not be read
             damage.append(f"{artifact.path / entry.path} cannot be read: {error.strerror}")
-    known = {entry.path for entry in record.files} | {MANIFEST}
+    known = {entry.path for entry in record.files} | {MANIFEST, MARK}
     others = [file for file in own_paths(artifact.path) if str(file.relative_to(artifact.path)) not in known]
     return [*filter(None, damage), *(f"{extra} is not in the manifest" for extra in sorted(others) if extra.is_file())]
 
@@ -291,21 +296,6 @@ def _dated(files: Iterable[Path]) -> list[tuple[int, Path]]:
             if FINGERPRINT.fullmatch(file.parent.name):
                 dated.append((file.stat().st_mtime_ns, file))
     return sorted(dated)
-
-
-def _unfinish(artifact: Artifact, parts: str | None) -> None:
-    """Drop the manifest and every file of a damaged artifact, but for `parts` that are as the manifest says."""
-    try:
-        recorded = artifact.hashes if parts else {}
-    except ArtifactError:
-        recorded = {}  # the manifest itself is damaged
-    (artifact.path / MANIFEST).unlink()
-    for file in [file for file in artifact.path.rglob("*") if file.is_file()]:
-        digest = recorded.get(str(file.relative_to(artifact.path)))
-        if digest and fnmatch(file.name, parts or "") and sha256_file(file) == digest:
-            finish_part(file, digest)
-        else:
-            file.unlink()
 
 
 def newest_record(workspace: Path, request: Request) -> Json | None:

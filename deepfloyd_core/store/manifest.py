@@ -4,7 +4,9 @@ The record is plain JSON. Each kind of artifact has its own summary class, in th
 whose default is None is left out of the record while it is None.
 """
 
+import math
 import stat
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Self
 
@@ -15,9 +17,11 @@ from deepfloyd_core.files import read_sealed, sha256_file
 from deepfloyd_core.types import Json
 
 MANIFEST = "manifest.json"
-_DATA = (".parquet", ".arrow")
+# Rows of crops and of texts. Their readers check each row that they read, which costs less than a hash of the file.
+_ROWS = ("stage?-*.parquet", "embeds-*.arrow", "text-*.arrow")
 # Bytes. A shard has 64 MiB by default, the LoRA of IF-I-XL 60 MB, its UNet 17 GB.
-_SMALL_DATA, _SMALL = 32 << 20, 1 << 30
+_SMALL_ROWS, _SMALL = 32 << 20, 1 << 30
+_LISTS = (".parquet", ".arrow")  # all others, of some 100 bytes a picture
 _REBUILT = "The next run that needs the artifact rebuilds it"
 
 
@@ -56,9 +60,15 @@ class FileEntry(_Record):
         return "" if sha256_file(file) == self.sha256 else f"{file} has other bytes than its manifest says"
 
     def damage_if_small(self, folder: Path) -> str:
-        """`damage` of a file that is hashed before each use; `misfit` of large shards and whole UNets."""
-        is_small = self.bytes <= (_SMALL_DATA if self.path.endswith(_DATA) else _SMALL)
-        return self.damage(folder) if is_small else self.misfit(folder)
+        """`damage` of a file that is hashed before each use; `misfit` of large files of rows and whole UNets."""
+        return self.damage(folder) if self.bytes <= self._hashed_up_to else self.misfit(folder)
+
+    @property
+    def _hashed_up_to(self) -> float:
+        """Bytes."""
+        if any(fnmatch(self.path, pattern) for pattern in _ROWS):
+            return _SMALL_ROWS
+        return math.inf if self.path.endswith(_LISTS) else _SMALL
 
 
 class Provenance(_Record):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import atomic_path, sha256_file
+from deepfloyd_core.store.damage import is_marked
 from deepfloyd_core.store.manifest import MANIFEST, FileEntry, read_manifest
 from deepfloyd_core.store.parts import copy_file
 
@@ -18,9 +19,12 @@ log = logging.getLogger(__name__)
 
 
 def mend(folder: Path) -> bool:
-    """Replace the damaged small files of an artifact's directory by whole copies. Returns whether any was."""
+    """Replace the damaged files of an artifact's directory by whole copies: small ones, of a marked artifact large ones as
+    well. Returns whether any was.
+    """
+    damage = FileEntry.damage if is_marked(folder) else FileEntry.damage_if_small
     try:
-        damaged = [entry for entry in read_manifest(folder).files if entry.damage_if_small(folder)]
+        damaged = [entry for entry in read_manifest(folder).files if damage(entry, folder)]
     except ArtifactError:
         return False
     return sum(_taken(entry, folder) for entry in damaged) > 0

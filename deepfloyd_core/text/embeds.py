@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 5
+FORMAT = 6
 FILES, CAPTIONS_FILE, TOKENS_SHEET = "embeds-*.arrow", "captions.arrow", "tokens.png"
 _WHICH = ("captions", "captions_sha256")  # keys of the spec
 # Keys that decide only how rows are stored: `generate`, which encodes as well but stores nothing, does not read them.

@@ -21,9 +21,11 @@ from deepfloyd_core.config.stage_run import Precision
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
+from deepfloyd_core.hashing import checksum
 from deepfloyd_core.models.identity import model_fingerprint
 from deepfloyd_core.processes.jobs import Job, JobRequest
 from deepfloyd_core.store.artifacts import Artifact, Request, newest
+from deepfloyd_core.store.damage import damaged, reading
 from deepfloyd_core.store.manifest import Manifest, Summary
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.store.reuse import files_as_recorded
@@ -35,9 +37,10 @@ if TYPE_CHECKING:
 
     from deepfloyd_core.diffusion.loss import Text
 
-FORMAT = 3
+FORMAT = 4
 FILES = "text-*.arrow"
 FILE_BYTES = 256 << 20  # a kill costs at most one such file
+SUM = "xxh3"  # the column of checksums
 WRITE_CAPTIONS = 64  # held in memory at once: 8 MB for IF-I-M
 # The layers of a UNet's text modules that an adapter could be put on.
 TEXT_LAYERS = (
@@ -180,39 +183,58 @@ def store(
 
 
 class Projected:
-    """Random access to a stage's text by caption id; the files stay on disk and are mapped."""
+    """Random access to a stage's text by caption id; the files stay on disk and are mapped. A process checks a caption's
+    rows when it first reads them.
+    """
 
     def __init__(self, artifact: Artifact, files: list[Path] | None = None) -> None:
         """`files`: those of the artifact to read; unset: all."""
         self._artifact = artifact
         self._columns: list[tuple[torch.Tensor, ...]] = []  # rows and pooled of each record batch
         self._where: dict[str, tuple[int, int]] = {}  # record batch and place in it
+        self._batches: list[tuple[Path, pa.RecordBatch]] = []
+        self._checked: set[str] = set()
         for file in sorted(artifact.path.glob(FILES)) if files is None else files:
-            try:
+            with reading(file):
                 table = mapped_table(file)
-            except pa.ArrowInvalid as error:
-                raise ArtifactError(f"{file} is damaged ({error}). Run `deepfloyd verify` on the workspace.") from None
-            for batch in table.to_batches():
-                names = batch.column("caption_id").to_pylist()
-                self._where |= {name: (len(self._columns), place) for place, name in enumerate(names)}
-                self._columns.append((_mapped(batch, "rows"), _mapped(batch, "pooled")))
+                table.validate(full=True)  # an offset that is wrong would lead out of the file
+                for batch in table.to_batches():
+                    names = batch.column("caption_id").to_pylist()
+                    self._where |= {name: (len(self._columns), place) for place, name in enumerate(names)}
+                    self._columns.append((_mapped(batch, "rows"), _mapped(batch, "pooled")))
+                    self._batches.append((file, batch))
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
     def batch(self, names: list[str]) -> "Text":
-        """The texts of caption ids, in their order. Raises ArtifactError for a missing one."""
+        """The texts of caption ids, in their order. Raises ArtifactError for a missing one, and DamagedError for one that
+        is not as written.
+        """
         import torch
 
         from deepfloyd_core.diffusion.loss import Text
 
         lacking = [name for name in names if name not in self._where]
         if lacking:
+            for name in self._where:  # a damaged id may be why
+                self._check(name)
             stored = f"{self._artifact.kind} {self._artifact.fingerprint}"
             raise ArtifactError(f"{stored} lacks caption {lacking[0]}. Run `deepfloyd verify` on the workspace.")
+        for name in set(names) - self._checked:
+            self._check(name)
         where = [self._where[name] for name in names]
         found = [[column[place] for column in self._columns[batch]] for batch, place in where]
         return Text(*map(torch.stack, zip(*found, strict=True)))
+
+    def _check(self, name: str) -> None:
+        number, place = self._where[name]
+        file, batch = self._batches[number]
+        with reading(file):
+            is_whole = _row_sum(batch, place) == batch.column(SUM)[place].as_py()
+        if not is_whole:
+            raise damaged(file, f"caption {name} has other bytes than were written")
+        self._checked.add(name)
 
 
 def raw_texts(artifact: Artifact) -> Callable[[list[str]], "Text"]:
@@ -255,7 +277,21 @@ def _record_batch(names: list[str], rows: "torch.Tensor", pooled: "torch.Tensor"
         form = {"dtype": {torch.bfloat16: "bf16", torch.float32: "fp32"}[tensor.dtype], "width": str(tensor.shape[-1])}
         fields.append(pa.field(name, kind, nullable=False, metadata=form))
         arrays.append(pa.FixedSizeBinaryArray.from_buffers(kind, len(names), [None, raw]))
-    return pa.record_batch(arrays, schema=pa.schema(fields))
+    batch = pa.record_batch(arrays, schema=pa.schema(fields))
+    sums = pa.array([_row_sum(batch, place) for place in range(len(batch))], pa.uint64())
+    return batch.append_column(pa.field(SUM, pa.uint64(), nullable=False), sums)
+
+
+def _row_sum(batch: pa.RecordBatch, place: int) -> int:
+    """The checksum of a caption's rows and pooled vector, of its id, and of how they are stored."""
+    total = batch.column("caption_id")[place].as_py()
+    for name in ("rows", "pooled"):
+        column, form = batch.column(name), batch.schema.field(name).metadata
+        size = column.type.byte_width
+        start = (column.offset + place) * size
+        raw = memoryview(column.buffers()[1])[start : start + size]
+        total = checksum(raw, f"{total} {form[b'dtype'].decode()} {form[b'width'].decode()}".encode())
+    return int(total)
 
 
 def _mapped(batch: pa.RecordBatch, name: str) -> "torch.Tensor":

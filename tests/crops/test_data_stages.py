@@ -42,7 +42,7 @@ from tasks.endings import ending
 
 SHARD_COLUMNS = [
     "image_id", "source", "dataset_id", "width", "height", "original_width", "original_height", "crop_left", "crop_top",
-    "crop_width", "crop_height", "repeat", "caption", "caption_id", "crop_style", "method", "pixels",
+    "crop_width", "crop_height", "repeat", "caption", "caption_id", "crop_style", "method", "pixels_xxh3", "pixels",
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from deepfloyd_core.config.data_file import load_data_file
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.sources.folder import RACY_NS
+from deepfloyd_core.store import manifest
 from deepfloyd_core.store.versions import find_version
 
 pytestmark = pytest.mark.slow  # a server, and whole runs
@@ -649,6 +650,37 @@ def test_one_flipped_bit_in_any_small_file_is_found_before_it_is_used_and_costs_
     told = again.stdout + again.stderr
     assert "stage1_lora" not in "".join(line for line in told.splitlines() if ": built" in line)
     assert told.count("it is taken from") >= 3
+    assert run.call_here("verify", str(run.workspace)).returncode == 0
+
+
+def test_one_flipped_bit_in_large_files_of_rows_costs_those_files_and_changes_no_lora(
+    finished: tuple[SmallRun, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if every shard and every file of texts were larger than 32 MiB: their readers find it, within the run."""
+    run = _moved(finished[0], tmp_path / "moved")
+    loras = [Path("lora_bundle", "*", f"stage{stage}", "pytorch_lora_weights.safetensors") for stage in (1, 2)]
+    trained = [next(run.workspace.glob(str(file))).read_bytes() for file in loras]
+    for kind in ("stage1_lora", "stage2_lora", "cascade_samples", "lora_bundle"):
+        shutil.rmtree(run.workspace / kind)
+    rows = [file for pattern in ("stage*_pixels/*/*.parquet", "eval_set/*/*.parquet", "stage*_text/*/text-*")
+            for file in sorted(run.workspace.glob(pattern))]  # fmt: skip
+    kept = {file: (file.read_bytes(), file.stat().st_ino, file.stat().st_mtime_ns) for file in rows}
+    firsts = {file.parent: file for file in reversed(rows)}  # of each artifact one
+    assert len(firsts) == 5 < len(rows)
+    for file in firsts.values():
+        _flip(file)
+    monkeypatch.setattr(manifest, "_SMALL_ROWS", 0)
+    again = run.call_here("run", str(run.config), *FAST)
+    assert again.returncode == 0, again.stderr
+    assert [next(run.workspace.glob(str(file))).read_bytes() for file in loras] == trained
+    told = " ".join(again.stderr.split())
+    for file in rows:
+        data, *change = kept[file]
+        is_mended = file in firsts.values()
+        assert file.read_bytes() == data and ([file.stat().st_ino, file.stat().st_mtime_ns] != change) == is_mended, (
+            file
+        )
+        assert (f"{file} is damaged: " in told) == is_mended
     assert run.call_here("verify", str(run.workspace)).returncode == 0
 
 

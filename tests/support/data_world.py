@@ -12,7 +12,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.conditioning import plan_conditioning, plan_eval_conditioning
 from deepfloyd_core.crops.identity import conditioning_request, eval_request, pixels_request
-from deepfloyd_core.crops.pixels import Layout, build_shards, plan_eval, plan_shards
+from deepfloyd_core.crops.pixels import PARTS, Layout, build_shards, plan_eval, plan_shards
 from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.index import build_index
@@ -67,18 +67,22 @@ class DataWorld:
     def pixels(self, run: Run, index: Artifact, stage: Stage) -> Artifact:
         """The shards of a stage."""
         request = pixels_request(run, index, stage)
-        return materialise(run.workspace, request, lambda work: self.shards(plan_shards(run, index, stage, work), work))
+
+        def shards(work: WorkDir) -> CropsSummary:
+            return self.shards(plan_shards(run, index, stage, work), work)
+
+        return materialise(run.workspace, request, shards, PARTS)
 
     def conditioning(self, run: Run, index: Artifact, of: Artifact) -> Artifact:
         """The pairs of Stage I's pixels, or of the eval set."""
         plan = plan_conditioning if of.kind == "stage1_pixels" else plan_eval_conditioning
         request = conditioning_request(run, index, of)
-        return materialise(run.workspace, request, lambda work: self.shards(plan(run, index, work), work, of))
+        return materialise(run.workspace, request, lambda work: self.shards(plan(run, index, work), work, of), PARTS)
 
     def eval_set(self, run: Run, index: Artifact) -> Artifact:
         """The held-out pictures."""
         request = eval_request(run, index)
-        return materialise(run.workspace, request, lambda work: self.shards(plan_eval(run, index, work), work))
+        return materialise(run.workspace, request, lambda work: self.shards(plan_eval(run, index, work), work), PARTS)
 
     def shards(self, layout: Layout, work: WorkDir, beside: Artifact | None = None) -> CropsSummary:
         """Make the shards of a layout, one after the other."""

@@ -17,18 +17,20 @@ import pytest
 import torch
 from child_functions import make_embeds
 from diffusers import IFPipeline
+from flipped import flip, times_found
 from small_run import SmallRun
 from text_encoders import stock_encoder, tokenised
 
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.errors import ArtifactError, ConfigError, ModelError, StorageError
+from deepfloyd_core.errors import ArtifactError, ConfigError, DamagedError, ModelError, StorageError
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.models import torch_device
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job, run_parts
+from deepfloyd_core.store import manifest
 from deepfloyd_core.store import reuse as take_over
-from deepfloyd_core.store.artifacts import Artifact, materialise, verify_artifact
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise, verify_artifact
 from deepfloyd_core.text import encode, t5
 from deepfloyd_core.text.embed_file import embed_schema, stored_row, unpacked
 from deepfloyd_core.text.embeds import (
@@ -90,15 +92,15 @@ class EmbedWorld:
         captions = sorted(set(captions))
         request = embeds_request(self.run, captions, self.encoder)
         older = older_embeds(self.run.workspace, request)
-        job = encode_job(self.run, captions, encoder or self.encoder, older)
 
         def report(done: int, total: int, line: str) -> None:
             self.reports.append((done, total, line))
 
-        return materialise(
-            self.run.workspace, request,
-            lambda work: encode.encode_captions(Job(job, work.path, report)), parts=FILES,
-        )  # fmt: skip
+        def build(work: WorkDir) -> EmbedsSummary:
+            job = encode_job(self.run, captions, encoder or self.encoder, work.before or older)
+            return encode.encode_captions(Job(job, work.path, report))
+
+        return materialise(self.run.workspace, request, build, parts=FILES)
 
 
 @pytest.fixture
@@ -180,7 +182,7 @@ def test_captions_that_clean_to_one_text_share_a_row(world: EmbedWorld) -> None:
     )
     (file,) = made.path.glob(FILES)
     table = pa.ipc.open_file(file.read_bytes()).read_all()
-    assert table.column_names == ["caption_id", "caption", "tokens", "embedding"]
+    assert table.column_names == ["caption_id", "caption", "tokens", "xxh3", "embedding"]
     assert sorted(table["caption"].to_pylist()) == ["a blue circle", "a red circle"]
     assert table["caption_id"].to_pylist() == [caption_id(text) for text in table["caption"].to_pylist()]
     embeds = Embeds(made)
@@ -410,13 +412,47 @@ def test_a_flipped_byte_is_found_before_use_and_that_file_alone_made_again(
         again = world.make(captions)
     assert victim.name in caplog.text and "has other bytes than its manifest says" in caplog.text
     assert contents(again) == whole and not verify_artifact(again)
-    assert (
-        again.manifest.summary["encoded_by_this_process"] in (5, 10)
-        and world.reports[0][0] == 35 - (again.manifest.summary["encoded_by_this_process"])
-    )
+    encoded = again.manifest.summary["encoded_by_this_process"]
+    assert encoded in (5, 10) and world.reports[0][:2] == (0, encoded)
     assert {name for name, inode in inodes(again).items() if inode != before[name]} == {victim.name}
     world.reports.clear()
     assert world.make(captions).path == again.path and not world.reports  # whole: reused
+
+
+def test_no_flipped_bit_of_embeds_is_used(world: EmbedWorld) -> None:
+    captions = captions_of(4)
+    for packing in ("none", "packed"):
+        made = world.with_settings(f"embed_compression={packing}").make(captions)
+        (file,) = made.path.glob(FILES)
+        whole, size = [Embeds(made).of(caption) for caption in captions], file.stat().st_size
+
+        def read(made: Artifact = made) -> list[torch.Tensor]:
+            return [Embeds(made).of(caption) for caption in captions]
+
+        def same(found: list[torch.Tensor], whole: list[torch.Tensor] = whole) -> bool:
+            return all(map(torch.equal, found, whole))
+
+        places = [*range(0, 1200), *range(1200, size - 2000, size // 150), *range(size - 2000, size)][::3]
+        assert times_found(file, places, 4, read, same) > len(places) / 3
+
+
+def test_large_embeds_that_a_reader_found_damaged_are_made_again_alone_also_where_they_grew(
+    world: EmbedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "_SMALL_ROWS", 0)
+    world = world.with_settings("embed_file_mib=0.2")  # 10 texts
+    first = world.make(captions_of(25))
+    grown = world.make(captions_of(40))
+    (first.path / "manifest.json").unlink()
+    files, before = sorted(grown.path.glob(FILES)), inodes(grown)
+    whole = [file.read_bytes() for file in files]
+    flip(files[1], len(whole[1]) // 2)
+    assert world.make(captions_of(40)).reused
+    with pytest.raises(DamagedError, match=f"{files[1].name} is damaged: row .* has other bytes than were written"):
+        [Embeds(grown).of(caption) for caption in captions_of(40)]
+    again = world.make(captions_of(40))
+    assert not again.reused and verify_artifact(again) == [] and [file.read_bytes() for file in files] == whole
+    assert {name for name, inode in inodes(again).items() if inode != before[name]} == {files[1].name}
 
 
 def test_a_damaged_older_file_is_not_taken_over(world: EmbedWorld) -> None:

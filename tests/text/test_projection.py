@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from flipped import flip, times_found
 from safetensors.torch import load_file, save_file
 from small_run import SmallRun
 
@@ -16,7 +17,7 @@ from deepfloyd_core.config.flavours import FLAVOURS, TEXT_MODULES
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.diffusion.loss import Text, predict
-from deepfloyd_core.errors import ArtifactError, ModelError
+from deepfloyd_core.errors import ArtifactError, DamagedError, ModelError
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.models.unet import (
     DTYPES,
@@ -27,6 +28,7 @@ from deepfloyd_core.models.unet import (
 )
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.store import manifest
 from deepfloyd_core.store.artifacts import Artifact, materialise, verify_artifact
 from deepfloyd_core.text import projection as projected
 from deepfloyd_core.text.embeds import Embeds, embeds_request, encode_job
@@ -71,6 +73,7 @@ def project(
         workspace,
         text_request(run, stage, folder, embeds),
         lambda work: project_captions(Job(job, work.path, report)),
+        projected.FILES,
     )
 
 
@@ -250,7 +253,7 @@ def test_a_caption_that_is_not_there_and_a_cut_file_are_one_clear_error(
         Projected(text).batch([IDS[0], unknown])
     (file,) = text.path.glob("*.arrow")
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ArtifactError, match=r"text-00000.arrow is damaged.*deepfloyd verify"):
+    with pytest.raises(ArtifactError, match=r"text-00000.arrow is damaged.*The next run that needs it makes it again"):
         Projected(text)
     assert verify_artifact(text)
     assert not verify_artifact(project(run, 1, embeds, tmp_path)), "the next run rebuilds it"
@@ -302,3 +305,36 @@ def test_adapters_on_the_text_modules_ask_for_the_raw_rows(run: Run) -> None:
         assert not text_is_frozen(config.model_copy(update={"lora_target_modules": targets})), targets
     for targets in (("to_q", "add_k_proj"), ("hid_proj",), ("conv1",)):
         assert text_is_frozen(config.model_copy(update={"lora_target_modules": targets})), targets
+
+
+def test_no_flipped_bit_of_stored_text_is_used(run: Run, embeds: Artifact, tmp_path: Path) -> None:
+    text = project(run, 1, embeds, tmp_path)
+    (file,) = text.path.glob("*.arrow")
+    whole, size = Projected(text).batch(IDS), file.stat().st_size
+    places = [*range(0, 1200), *range(1200, size - 2000, size // 150), *range(size - 2000, size)][::3]
+
+    def same(read: Text) -> bool:
+        return torch.equal(read.rows, whole.rows) and _equal(read.pooled, whole.pooled)
+
+    assert times_found(file, places, 3, lambda: Projected(text).batch(IDS), same) > len(places) / 3
+
+
+def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one, other)
+
+
+def test_a_large_file_of_text_that_a_reader_found_damaged_is_made_again_alone(
+    run: Run, embeds: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projected, "FILE_BYTES", 1)  # a file for each caption
+    text = project(run, 1, embeds, tmp_path)
+    monkeypatch.setattr(manifest, "_SMALL_ROWS", 0)
+    files = sorted(text.path.glob("*.arrow"))
+    whole, inodes = [file.read_bytes() for file in files], [file.stat().st_ino for file in files]
+    flip(files[2], len(whole[2]) // 2)
+    assert project(run, 1, embeds, tmp_path).reused
+    with pytest.raises(DamagedError, match=f"{files[2].name} is damaged: caption .* has other bytes than were written"):
+        Projected(text).batch(IDS)
+    again = project(run, 1, embeds, tmp_path)
+    assert not again.reused and verify_artifact(again) == [] and [file.read_bytes() for file in files] == whole
+    assert [number for number, file in enumerate(files) if file.stat().st_ino != inodes[number]] == [2]
