@@ -17,7 +17,7 @@ import re
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,11 +69,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         tmp.replace(path)
         fsync_path(path.parent)
     except OSError as error:
-        if error.filename in (None, str(tmp)):  # a write names no file; the temporary one is nobody's
+        if error.filename is None or str(error.filename) == str(
+            tmp
+        ):  # a write names no file; the temporary one is nobody's
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     finally:
-        tmp.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that refuses this as well: the first refusal is told
+            tmp.unlink(missing_ok=True)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -7,6 +7,7 @@ ends. The jobs of a flow are forks of one process (`job_worker`): so torch and d
 imported once a flow and not once a job.
 """
 
+import errno
 import importlib
 import json
 import logging
@@ -33,11 +34,11 @@ from deepfloyd_core.processes.ahead import ENTRIES, WORKER
 from deepfloyd_core.processes.fork_server import ForkServer
 from deepfloyd_core.processes.gpu_slot import slot_of_block
 from deepfloyd_core.store.artifacts import WorkDir
-from deepfloyd_core.store.file_faults import FULL, storage_error
+from deepfloyd_core.store.file_faults import storage_error
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.types import Json, Report, no_report
 
-STORAGE = 100  # a job that could not write its result, for want of space, ends with this code + the error's number
+STORAGE = 100  # a job whose result the disk does not take either ends with this code + the error's number
 POLL_S = 0.1
 TRIES = 2  # of a job that is killed from outside
 STOP_GRACE_S = 60.0  # how long a job may take to write its last checkpoint
@@ -248,7 +249,7 @@ def _outcome(name: str, code: int, paths: dict[str, Path], returns: type[Summary
         if result.summary is None:
             raise getattr(errors, result.error)(result.message)
         return returns.of_record(result.summary, paths["result"])
-    if code - STORAGE in FULL:
+    if code - STORAGE in errno.errorcode:
         raise storage_error(OSError(code - STORAGE, ""), "written", paths["result"].parent)
     tail = "\n".join(paths["log"].read_text(errors="replace").splitlines()[-15:])
     words = f"; it ends with:\n{tail}" if tail else ", which is empty."
