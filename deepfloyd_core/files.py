@@ -58,6 +58,17 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Create a folder that may be there, and its parents, durably: what is flushed in it is then found after a power loss.
+
+    mode: of the folder itself, if it is new.
+    """
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(mode, parents=True, exist_ok=True)
+    for each in reversed(missing):
+        fsync_path(each.parent)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`."""

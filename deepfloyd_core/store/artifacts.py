@@ -21,6 +21,7 @@ from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import (
     canonical_json,
     fsync_path,
+    make_folder,
     read_sealed,
     sha256_bytes,
     sha256_file,
@@ -187,7 +188,7 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
         else:
             _log_why(workspace, request)
             _log_left(workspace, request)
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         write_sealed(path / REQUEST, request.record)
         started = datetime.now(UTC)
         summary = build(WorkDir(path, lock_fd))
@@ -300,12 +301,13 @@ def _unfinish(artifact: Artifact, parts: str | None) -> None:
     except ArtifactError:
         recorded = {}  # the manifest itself is damaged
     (artifact.path / MANIFEST).unlink()
+    fsync_path(artifact.path)  # before any file of it
     for file in [file for file in artifact.path.rglob("*") if file.is_file()]:
         digest = recorded.get(str(file.relative_to(artifact.path)))
         if digest and fnmatch(file.name, parts or "") and sha256_file(file) == digest:
             finish_part(file, digest)
         else:
-            file.unlink()
+            file.unlink(missing_ok=True)  # a killed run's, of the name that `finish_part` has just written under
 
 
 def newest_record(workspace: Path, request: Request) -> Json | None:

@@ -53,7 +53,8 @@ def leased(run: Callable[_P, _R]) -> Callable[_P, _R]:
         finally:
             _LEASES.reset(token)
             for lease in leases.values():
-                Path(lease.file.name).unlink(missing_ok=True)
+                with suppress(OSError):  # its lock ends with it, and the next `gc` removes it
+                    Path(lease.file.name).unlink(missing_ok=True)
                 lease.file.close()
 
     return body

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from deepfloyd_core.config.base import is_there
 from deepfloyd_core.errors import BusyError
+from deepfloyd_core.files import make_folder
 from deepfloyd_core.store.file_faults import flock, written
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ ELSEWHERE = "Set `workspace` to a folder on a local disk"
 
 def create_workspace(workspace: Path) -> None:
     """Create a workspace with mode 0700: it may hold private pictures. An existing one keeps its mode."""
-    workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(workspace, 0o700)
 
 
 def artifact_lock(name: str) -> str:
