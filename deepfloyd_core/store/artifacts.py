@@ -296,13 +296,12 @@ def _dated(files: Iterable[Path]) -> list[tuple[int, Path]]:
 
 def _unfinish(artifact: Artifact, parts: str | None) -> None:
     """Drop the manifest and every file of a damaged artifact, but for `parts` that are as the manifest says."""
-    try:
+    recorded: dict[str, str] = {}
+    with suppress(ArtifactError):  # the manifest itself is damaged
         recorded = artifact.hashes if parts else {}
-    except ArtifactError:
-        recorded = {}  # the manifest itself is damaged
     (artifact.path / MANIFEST).unlink()
     fsync_path(artifact.path)  # before any file of it
-    for file in [file for file in artifact.path.rglob("*") if file.is_file()]:
+    for file in filter(Path.is_file, list(artifact.path.rglob("*"))):
         digest = recorded.get(str(file.relative_to(artifact.path)))
         if digest and fnmatch(file.name, parts or "") and sha256_file(file) == digest:
             finish_part(file, digest)

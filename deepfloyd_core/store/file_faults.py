@@ -56,6 +56,8 @@ def storage_error(error: OSError, act: str, path: Path | None = None) -> Storage
     An OSError that a library or the network raises keeps its own text.
     """
     named = error.filename2 or error.filename
+    if path is not None and _is_bare(named):
+        named = path
     ours = named is not None or (error.errno in _REMEDIES and error.errno not in _OF_NETWORKS)
     if error.errno is None or not ours:
         return StorageError(str(error))
@@ -87,8 +89,13 @@ def written(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         named = error.filename2 or error.filename
-        inside = named is None or Path(str(named)).is_relative_to(folder)
+        inside = named is None or _is_bare(named) or Path(str(named)).is_relative_to(folder)
         raise storage_error(error, "written" if inside else "read", folder) from error
+
+
+def _is_bare(named: object) -> bool:
+    """Whether an error names a file without its folder, as `shutil.rmtree` does."""
+    return isinstance(named, str) and os.sep not in named
 
 
 def flock(file: int | IO[str], operation: int, path: Path, remedy: str = _ELSEWHERE) -> None:

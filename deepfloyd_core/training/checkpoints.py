@@ -63,7 +63,10 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint, limit: int) -> None:
     kept = [each for each in _folders(out) if each <= folder][-limit:]
     for old in _folders(out):
         if old not in kept:
-            shutil.rmtree(old)
+            try:
+                shutil.rmtree(old)
+            except OSError as error:  # the new one is whole
+                log.warning("the old checkpoint %s cannot be removed: %s", old, error.strerror)
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -17,9 +17,16 @@ from deepfloyd_core.processes.pool import Children, Limits
 from deepfloyd_core.sampling.identity import samples_request
 from deepfloyd_core.sampling.jobs import SampleInputs, sample_job
 from deepfloyd_core.store.artifacts import materialise
+from deepfloyd_core.store.file_faults import written
 from deepfloyd_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 
 PROMPTS = ["red"]
+
+
+def checkpoint_acts(folder: Path) -> list[Act]:
+    """The checkpoint alone."""
+    folder.mkdir()
+    return [_checkpoint(folder)]
 
 
 def heavy_acts(folder: Path) -> list[Act]:
@@ -91,4 +98,8 @@ def _checkpoint(folder: Path) -> Act:
         save(3)
         assert [path.name for path in (folder / ".checkpoints").iterdir()] == ["step-00000003"]
 
-    return Act("a checkpoint", folder, lambda: save(2), check)
+    def do() -> None:
+        with written(folder):
+            save(2)
+
+    return Act("a checkpoint", folder, do, check)

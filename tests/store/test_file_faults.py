@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,3 +195,20 @@ def test_a_librarys_own_words_stay(tmp_path: Path) -> None:
 
     with pytest.raises(StorageError, match=r"^Error no file named model.safetensors found in directory /models.$"):
         materialise(tmp_path, REQUEST, build)
+
+
+def test_a_folder_that_cannot_be_removed_is_named_and_not_the_file_in_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ws" / "in").mkdir(parents=True)
+    (tmp_path / "ws" / "in" / "file").touch()
+
+    def refused(path: str, **keys: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    monkeypatch.setattr(os, "unlink", refused)
+    with (
+        pytest.raises(StorageError, match=rf"^{tmp_path}/ws cannot be written: input/output"),
+        written(tmp_path / "ws"),
+    ):
+        shutil.rmtree(tmp_path / "ws" / "in")

@@ -208,3 +208,24 @@ def test_a_checkpoint_without_room_is_told_with_its_size_and_the_one_before_stay
         assert [path.name for path in (disk.folder / ".checkpoints").iterdir()] == ["step-00000001"], (
             "no half takes room"
         )
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def save(step: int) -> None:
+        tensors = {"w": torch.full((3,), float(step))}
+        save_checkpoint(tmp_path, Checkpoint(step, tensors, tensors, {}, {}, []), 1)
+
+    def refused(path: str, **keys: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    save(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refused)
+        save(2)
+    assert "step-00000001 cannot be removed: Input/output error" in caplog.text
+    found = load_checkpoint(tmp_path)
+    assert found is not None and found.step == 2
+    save(3)
+    assert [path.name for path in (tmp_path / ".checkpoints").iterdir()] == ["step-00000003"]
