@@ -7,6 +7,7 @@ ends. The jobs of a flow are forks of one process (`job_worker`): so torch and d
 imported once a flow and not once a job.
 """
 
+import errno
 import importlib
 import logging
 import os
@@ -41,11 +42,11 @@ from deepfloyd_core.processes.job_processes import (
     was_killed,
 )
 from deepfloyd_core.store.artifacts import WorkDir
-from deepfloyd_core.store.file_faults import FULL, storage_error
+from deepfloyd_core.store.file_faults import storage_error
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.types import Report, no_report
 
-STORAGE = 100  # a job that could not write its result, for want of space, ends with this code + the error's number
+STORAGE = 100  # a job whose result the disk does not take either ends with this code + the error's number
 TRIES = 2  # of a job that is killed from outside
 STOP_GRACE_S = 60.0  # how long a job may take to write its last checkpoint
 FAILED_GRACE_S = 10.0  # how long a process may take to end when another one of its job has failed
@@ -197,7 +198,7 @@ def _outcome(code: int, files: JobFiles, returns: type[Summary]) -> Summary:
         if result.summary is None:
             raise getattr(errors, result.error)(result.message)
         return returns.of_record(result.summary, files.result)
-    if code - STORAGE in FULL:
+    if code - STORAGE in errno.errorcode:
         raise storage_error(OSError(code - STORAGE, ""), "written", files.folder)
     tail = "\n".join(files.log.read_text(errors="replace").splitlines()[-15:])
     words = f"; it ends with:\n{tail}" if tail else ", which is empty."

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
-from deepfloyd_core.files import read_sealed, write_sealed
+from deepfloyd_core.files import make_folder, read_sealed, write_sealed
 from deepfloyd_core.store.artifacts import Artifact, damaged_parts, missing_parts
 from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.events import FOLDER, SERVING, Event, LostEvent, read_events, standing
@@ -68,7 +68,7 @@ _READ = TypeAdapter(Version)
 
 def record_version(workspace: Path, bundle: Artifact, index: Artifact, origin: Origin) -> Version:
     """Give a bundle the next version number. The caller holds the lock of versions."""
-    (workspace / FOLDER).mkdir(exist_ok=True)
+    make_folder(workspace / FOLDER)
     known = [event.version for event in read_events(workspace) if isinstance(event, Event)]  # also of lost records
     number = max([*published_numbers(workspace), *known], default=0) + 1
     lineage = lineage_of(workspace, bundle.name)

@@ -536,6 +536,17 @@ def test_wherever_a_commit_ends_the_artifact_is_whole_or_its_working_state_is(
     assert min(ended.values()) > 3
 
 
+def test_the_name_of_each_new_folder_is_on_the_disk_before_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink()))
+    artifact = materialise(tmp_path / "new" / "workspace", REQUEST, build_files)
+    last = max(place for place, path in enumerate(flushed) if "manifest.json" in path.name)
+    for folder in (tmp_path, tmp_path / "new", tmp_path / "new" / "workspace", artifact.path.parent):
+        assert folder in flushed[:last], folder
+
+
 # ---- reuse ------------------------------------------------------------------------------------------------------------
 
 
