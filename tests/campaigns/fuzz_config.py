@@ -144,7 +144,7 @@ def _overridden(folder: Path) -> Iterator[Trial]:
         try:
             load_run(folder / "run.toml", (text,))
         except DeepFloydError as error:
-            return named_error(error, "--set", folder)
+            return named_error(error, "--set", folder, text.partition("=")[0].strip())
         return "accepted"
 
     yield trial

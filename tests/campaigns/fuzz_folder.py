@@ -33,5 +33,6 @@ def new_world(folder: Path) -> DataWorld:
 
 def data_run(folder: Path, entry: dict[str, Any]) -> tuple[Run, ImageDataset]:
     """The run of Stage I on a new world, and its data set."""
-    run = new_world(folder).load(entry, stages=(1,), max_rejected_share=1.0)
+    # So that a picture that says it is large is refused, and does not take seconds.
+    run = new_world(folder).load(entry, stages=(1,), max_rejected_share=1.0, decode_memory_mib=256)
     return run, run.datasets[0]

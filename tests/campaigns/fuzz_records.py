@@ -20,7 +20,7 @@ from data_world import DataWorld
 from fuzz_folder import new_world
 from mutations import Mutation, damaged, damaged_json, damaged_text, one_of
 from releases import Release
-from trials import MESSAGE, Target, Trial
+from trials import MESSAGE, Target, Trial, named_error
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -205,7 +205,12 @@ def _made_again(folder: Path) -> Iterator[Trial]:
         place = next(run.workspace.glob(f"{kind}/*.arrow" if kind == ".scan" else f"{kind}/*/{file}"))
         before = place.read_bytes() if place.exists() else b""
         place.write_bytes(content)
-        found = _again(world, run)
+        try:
+            found = _again(world, run)
+        except DeepFloydError as error:
+            place.write_bytes(before)
+            assert file == MANIFEST, f"{place} is not made again: {error}"
+            return named_error(error, place.parent)
         assert found == expected, f"other bytes in {[each for each in expected if found.get(each) != expected[each]]}"
         return "the same bytes" if place.exists() and place.read_bytes() in (before, content) else "made again"
 

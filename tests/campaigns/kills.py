@@ -12,6 +12,7 @@ import signal
 import time
 from collections import Counter
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from narrowing import known
@@ -127,8 +128,7 @@ def _killed_pass(one: _Pass, times: list[float], chance: random.Random, end: flo
             if not process.is_alive():
                 break
             one.kills[one.stage() if command[0] != "publish" else "publish"] += 1
-            os.killpg(known(process.pid), signal.SIGKILL)
-            process.join()
+            _kill(process)
         if process.exitcode != 0:
             try:
                 _undisturbed(one, command)
@@ -136,6 +136,15 @@ def _killed_pass(one: _Pass, times: list[float], chance: random.Random, end: flo
                 return str(error)
     verified = one.run.call_here("verify", str(one.run.workspace))
     return verified.stdout + verified.stderr if verified.returncode else ""
+
+
+def _kill(process: BaseProcess) -> None:
+    """With all that it has started."""
+    try:
+        os.killpg(known(process.pid), signal.SIGKILL)
+    except ProcessLookupError:  # it has not made its session yet
+        process.kill()
+    process.join()
 
 
 def _difference(found: dict[str, str], expected: dict[str, str]) -> str:

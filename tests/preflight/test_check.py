@@ -241,6 +241,15 @@ def test_a_model_s_json_that_is_nested_too_deeply_is_refused(small_run: SmallRun
     assert str(folder / file) in line and "nested too deeply" in line
 
 
+@pytest.mark.parametrize("levels", ["x" * 3000, [64] * 3000, [], 4])
+def test_a_unet_of_thousands_of_levels_is_refused_at_once(small_run: SmallRun, tmp_path: Path, levels: object) -> None:
+    folder = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps(config | {"block_out_channels": levels}))
+    (line,) = refusal(small_run, "lora_bundle", f'stage1.pretrained_model_name_or_path="{folder}"')
+    assert str(folder / "unet" / "config.json") in line and "block_out_channels" in line
+
+
 def test_whole_weights_of_several_files_are_taken(small_run: SmallRun, tmp_path: Path) -> None:
     folder = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
     (folder / T5).rename(folder / "text_encoder" / "model-00001-of-00001.safetensors")
