@@ -4,15 +4,19 @@ It ends before the job that samples begins, so all of its memory is free for the
 process that has imported torch, so the second one costs a tenth of a second.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from deepfloyd_core.config.run_text import TextKeys
+from deepfloyd_core.errors import DamagedError
 from deepfloyd_core.processes.jobs import JobRequest, S, run_job
 from deepfloyd_core.sampling.jobs import DrawRequest
 from deepfloyd_core.store.artifacts import Artifact, WorkDir
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.types import Report
+
+log = logging.getLogger(__name__)
 
 
 class TextsSummary(Summary):
@@ -43,6 +47,13 @@ def texts_request(request: DrawRequest[Any]) -> TextsRequest:
 
 
 def run_with_texts(request: DrawRequest[S], work: WorkDir, report: Report) -> S:
-    """Run the job that encodes the texts of another one, then that."""
-    run_job(texts_request(request), work, report)
+    """Run the job that encodes the texts of another one, then that. Where the workspace's embeds are damaged, all of the
+    texts are encoded.
+    """
+    texts = texts_request(request)
+    try:
+        run_job(texts, work, report)
+    except DamagedError as error:
+        log.warning("%s The texts are encoded anew", error)
+        run_job(texts.model_copy(update={"embeds": None}), work, report)
     return run_job(request, work, report)
