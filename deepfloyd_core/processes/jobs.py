@@ -7,7 +7,6 @@ ends. The jobs of a flow are forks of one process (`job_worker`): so torch and d
 imported once a flow and not once a job.
 """
 
-import errno
 import importlib
 import json
 import logging
@@ -34,7 +33,7 @@ from deepfloyd_core.processes.ahead import ENTRIES, WORKER
 from deepfloyd_core.processes.fork_server import ForkServer
 from deepfloyd_core.processes.gpu_slot import slot_of_block
 from deepfloyd_core.store.artifacts import WorkDir
-from deepfloyd_core.store.file_faults import storage_error
+from deepfloyd_core.store.file_faults import REFUSES_ALL, storage_error
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.types import Json, Report, no_report
 
@@ -249,7 +248,7 @@ def _outcome(name: str, code: int, paths: dict[str, Path], returns: type[Summary
         if result.summary is None:
             raise getattr(errors, result.error)(result.message)
         return returns.of_record(result.summary, paths["result"])
-    if code - STORAGE in errno.errorcode:
+    if code - STORAGE in REFUSES_ALL:
         raise storage_error(OSError(code - STORAGE, ""), "written", paths["result"].parent)
     tail = "\n".join(paths["log"].read_text(errors="replace").splitlines()[-15:])
     words = f"; it ends with:\n{tail}" if tail else ", which is empty."
