@@ -25,7 +25,7 @@ from deepfloyd_core.processes.collector import collect_later
 from deepfloyd_core.processes.fork_server import die_with, fork_on_command
 from deepfloyd_core.processes.job_processes import JobResult
 from deepfloyd_core.processes.jobs import STORAGE, Job, JobRequest, imported
-from deepfloyd_core.store.file_faults import FULL, storage_error, system_error
+from deepfloyd_core.store.file_faults import FULL, REFUSES_ALL, storage_error, system_error
 from deepfloyd_core.store.manifest import Summary
 
 _FORKS = sys.platform == "linux"
@@ -95,7 +95,7 @@ def do(name: str, kind: str, out: Path) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         write_bytes(out / f".job-{name}.result", result.model_dump_json().encode())
     except OSError as error:
-        if error.errno is None:
+        if error.errno not in REFUSES_ALL:
             raise
         os._exit(STORAGE + error.errno)  # at once: the interpreter's end would write to the log
     return 1 if result.error else 0

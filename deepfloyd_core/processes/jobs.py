@@ -7,7 +7,6 @@ ends. The jobs of a flow are forks of one process (`job_worker`): so torch and d
 imported once a flow and not once a job.
 """
 
-import errno
 import importlib
 import logging
 import os
@@ -42,7 +41,7 @@ from deepfloyd_core.processes.job_processes import (
     was_killed,
 )
 from deepfloyd_core.store.artifacts import WorkDir
-from deepfloyd_core.store.file_faults import storage_error
+from deepfloyd_core.store.file_faults import REFUSES_ALL, storage_error
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.types import Report, no_report
 
@@ -198,7 +197,7 @@ def _outcome(code: int, files: JobFiles, returns: type[Summary]) -> Summary:
         if result.summary is None:
             raise getattr(errors, result.error)(result.message)
         return returns.of_record(result.summary, files.result)
-    if code - STORAGE in errno.errorcode:
+    if code - STORAGE in REFUSES_ALL:
         raise storage_error(OSError(code - STORAGE, ""), "written", files.folder)
     tail = "\n".join(files.log.read_text(errors="replace").splitlines()[-15:])
     words = f"; it ends with:\n{tail}" if tail else ", which is empty."

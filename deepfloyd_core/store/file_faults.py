@@ -21,6 +21,7 @@ from deepfloyd_core.errors import StorageError
 from deepfloyd_core.store.counts import size
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSES_ALL = (*FULL, errno.EROFS, errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE)  # of a disk, whatever is written
 _FREE = "Free some space there, or choose a folder on another disk, and run the same command again"
 _QUOTA = "Free some of your quota there, or choose a folder on another disk, and run the same command again"
 _GONE = "Connect or repair that disk, and run the same command again; `deepfloyd verify` finds what was damaged"

@@ -35,7 +35,7 @@ def drop_working_state(folder: Path) -> None:
                     shutil.rmtree(entry)
                 else:
                     entry.unlink(missing_ok=True)
-            for changed in {folder, *left}:
+            for changed in left:
                 fsync_path(changed)
             request.unlink()
     except OSError as error:
