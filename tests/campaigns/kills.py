@@ -122,9 +122,9 @@ def _undisturbed(one: _Pass, command: tuple[str, ...]) -> float:
 def _killed_pass(one: _Pass, times: list[float], chance: random.Random, end: float) -> str:
     """Kill each command again and again until it ends by itself. Returns what went wrong; empty: nothing."""
     for command, whole_s in zip(one.commands, times, strict=True):
-        for _ in range(_MOST):
+        for number in range(_MOST):  # the first kill whatever the time
             process = one.run.start_here(one.log, *command)
-            process.join(chance.expovariate(_PARTS / whole_s) if time.monotonic() < end + whole_s else _PATIENCE_S)
+            process.join(chance.expovariate(_PARTS / whole_s) if not number or time.monotonic() < end else _PATIENCE_S)
             if not process.is_alive():
                 break
             one.kills[one.stage() if command[0] != "publish" else "publish"] += 1
