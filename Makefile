@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-extras test-all check bench ui docs clean
+.PHONY: setup demo test test-extras test-all check bench attack ui docs clean
 
 # Compiled on all cores afterwards, not by pip on one; of packages that are used in part, what is used compiles itself.
 INSTALL := $(BIN)/pip install --quiet --no-compile -c constraints.txt
@@ -68,6 +68,15 @@ BENCH ?= $(sort $(filter-out benchmarks/worlds.py $(wildcard benchmarks/gpu_*.py
 
 bench: setup
 	@set -e; for file in $(BENCH); do echo "## $$file"; OMP_NUM_THREADS=1 $(BIN)/python $$file; done
+
+# For so many seconds; WRITE=1 puts the table into docs/reliability.md, ONLY="fuzz kills" names some campaigns.
+SECONDS ?= 600
+SEED ?= 1
+
+attack: export PYTHONPATH := tests/support:tests/campaigns
+attack: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -P tests/campaigns $(SECONDS) --seed $(SEED) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(WRITE),--write docs/reliability.md)
 
 ui: setup
 	@$(BIN)/deepfloyd ui

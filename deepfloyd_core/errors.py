@@ -9,6 +9,7 @@
     |-- StorageError          a file system refuses what has to be done (exit code 1)
     |-- BusyError             another run is at work in the workspace (exit code 1)
     `-- JobError              a child process failed or was killed (exit code 1)
+        `-- LostPeerError     a rank of a training has lost another one
 
 A bad picture is none of these: it is a row of the ledger.
 
@@ -65,6 +66,10 @@ class BusyError(DeepFloydError):
 
 class JobError(DeepFloydError):
     """A child process ended badly; the message carries the end of its log."""
+
+
+class LostPeerError(JobError):
+    """A process of a job has lost another one, which is why the job ends."""
 
 
 class Stop(Exception):

@@ -17,7 +17,7 @@ import re
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,6 +58,17 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Create a folder that may be there, and its parents, durably: what is flushed in it is then found after a power loss.
+
+    mode: of the folder itself, if it is new.
+    """
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(mode, parents=True, exist_ok=True)
+    for each in reversed(missing):
+        fsync_path(each.parent)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`."""
@@ -69,11 +80,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         tmp.replace(path)
         fsync_path(path.parent)
     except OSError as error:
-        if error.filename in (None, str(tmp)):  # a write names no file; the temporary one is nobody's
+        if error.filename is None or str(error.filename) == str(
+            tmp
+        ):  # a write names no file; the temporary one is nobody's
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     finally:
-        tmp.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that refuses this as well: the first refusal is told
+            tmp.unlink(missing_ok=True)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -209,6 +223,14 @@ def record_diff(old: Json, new: Json, prefix: str = "") -> list[str]:
         elif before != after:
             lines.append(f"{name}: {before!r} -> {after!r}")
     return lines
+
+
+def parsed_json(data: bytes | str) -> Any:
+    """A value of JSON that others wrote. Raises ValueError, also where it is nested too deeply."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def text_lines(text: str) -> list[str]:

@@ -12,9 +12,11 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.rows import held_out_ids
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.processes.jobs import run_job
+from deepfloyd_core.models.gpus import gpu_count
+from deepfloyd_core.processes.jobs import run_together
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.store.changes import label
+from deepfloyd_core.store.counts import many
 from deepfloyd_core.training.epochs import crops_of_sizes, with_steps
 from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import (
@@ -27,6 +29,7 @@ from deepfloyd_core.training.jobs import (
 )
 from deepfloyd_core.training.previews import PREVIEWS
 from deepfloyd_core.training.start import StartSummary, start_weights
+from deepfloyd_core.training.turns import ranks_of
 from tasks.artifact_page import TITLES, show_artifact, training_page
 from tasks.growing_page import GrowingPage, watched
 from tasks.page_keys import workspace_key
@@ -60,7 +63,8 @@ def _trained(run: Run, stage: Stage, request: Request, job: TrainRequest) -> Art
     def build(work: WorkDir) -> TrainingSummary:
         files = [work.path / folder / name for name in PICTURES for folder in (PREVIEWS, "")]
         under_way = f"{label(request.kind)}, under way"
-        summary = run_job(job, work, watched(report, files, lambda made: page.put(training_page(made), under_way)))
+        watch = watched(report, files, lambda made: page.put(training_page(made), under_way))
+        summary = run_together(job.of_ranks(_ranks(run, stage)), work, watch)
         for file in files[::-1]:
             with suppress(OSError):  # a page without it does no harm
                 last[file.name] = Image.open(file).convert("RGB")
@@ -69,15 +73,26 @@ def _trained(run: Run, stage: Stage, request: Request, job: TrainRequest) -> Art
     with progress(f"stage {STAGES[stage].roman} LoRA") as report:
         lora = materialise(run.workspace, request, build)
     summary = lora.summary(TrainingSummary)
-    if summary.mixed_batches:
-        log.warning(
-            "stage %d: its batches were computed %s. Sums of both round differently", stage, summary.mixed_batches
-        )
+    if summary.mixed_sums:
+        log.warning("stage %d: its batches were computed %s. Their sums round differently", stage, summary.mixed_sums)
     if job.inputs.start:
         tell_start(stage, job.inputs.start.summary(StartSummary), summary)
     shown = [(TITLES[name], last.get(name, lora.path / name)) for name in PICTURES]
     show_artifact(lora, summary, *shown, below=training_tables(summary), page=page)
     return lora
+
+
+def _ranks(run: Run, stage: Stage) -> int:
+    """How many processes share the steps of a stage."""
+    config, gpus = run.config, 0
+    if config.num_processes == "auto" and config.device in ("auto", "cuda"):
+        gpus = gpu_count()
+    ranks = ranks_of(config, stage, gpus)
+    if config.num_processes == "auto":
+        log.info("stage %d: num_processes = auto is %d, with %s", stage, ranks, many(gpus, "GPU"))
+    elif ranks > 1:
+        log.info("stage %d: %d processes share each step", stage, ranks)
+    return ranks
 
 
 def tell_start(stage: Stage, start: StartSummary, summary: TrainingSummary) -> None:

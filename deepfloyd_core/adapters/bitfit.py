@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from deepfloyd_core.adapters.files import BITFIT_FILE
 from deepfloyd_core.config.flavours import TEXT_MODULES
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.files import fsync_path
 from deepfloyd_core.models.same_output import output_change, small_change
+from deepfloyd_core.models.tensor_files import save_tensors
 from deepfloyd_core.models.unet import adapter_dtype, unet_weights
 
 
@@ -41,8 +41,7 @@ def free_biases(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> N
 def save_biases(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> None:
     """Write the biases, of either stage; the same bytes for the same weights."""
     state = {name: param.detach().cpu().contiguous() for name, param in sorted(biases(unet).items())}
-    save_file(state, out / BITFIT_FILE)
-    fsync_path(out / BITFIT_FILE)
+    save_tensors(state, out / BITFIT_FILE)
 
 
 def load_biases(unet: UNet2DConditionModel, file: Path) -> dict[str, torch.Tensor]:

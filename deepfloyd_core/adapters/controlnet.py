@@ -20,7 +20,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from deepfloyd_core.adapters.controlnet_file import HINT_WIDTHS, RECORD, control_record
 from deepfloyd_core.adapters.files import CONTROL_FILE
@@ -30,8 +30,8 @@ from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.diffusion.loss import CONTROL_IMAGE
 from deepfloyd_core.errors import ArtifactError, ConfigError
-from deepfloyd_core.files import fsync_path
 from deepfloyd_core.models.same_output import EDGE_PX, output_change, small_change
+from deepfloyd_core.models.tensor_files import save_tensors
 from deepfloyd_core.models.unet import adapter_dtype
 from deepfloyd_core.types import Conditioning
 
@@ -122,8 +122,7 @@ def save_control(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Pa
     settings = plain_settings({**control.encoder.peft_config[ADAPTER].to_dict(), "lora_dropout": 0.0})
     record = json.dumps({"conditioning": control.conditioning, "lora": settings}, sort_keys=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(_state(control).items())}
-    save_file(state, out / CONTROL_FILE, {RECORD: record})
-    fsync_path(out / CONTROL_FILE)
+    save_tensors(state, out / CONTROL_FILE, {RECORD: record})
 
 
 def load_control(unet: UNet2DConditionModel, file: Path) -> Control:
@@ -144,7 +143,7 @@ def load_control(unet: UNet2DConditionModel, file: Path) -> Control:
             state = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
         control = Control(unet, conditioning)
         settings = LoraConfig(**{**lora, "inference_mode": False})
-    except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise ArtifactError(f"{file} cannot be read as a ControlNet-LoRA: {error}") from None
     control.encoder.add_adapter(settings, adapter_name=ADAPTER)
     own = _state(control)

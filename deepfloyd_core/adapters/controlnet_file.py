@@ -3,11 +3,11 @@
 No torch: a file that a training starts from is judged by its header.
 """
 
-import json
 import re
 from typing import Any, get_args
 
 from deepfloyd_core.config.flavours import NOT_ON_THE_WAY_DOWN
+from deepfloyd_core.files import parsed_json
 from deepfloyd_core.types import Conditioning
 
 HINT_WIDTHS = (16, 32)  # channels between the conditioning and the copy's first features
@@ -23,7 +23,7 @@ def control_record(metadata: dict[str, str]) -> tuple[Conditioning, dict[str, An
     """The kind of a control's conditioning, and peft's settings of its adapters. Raises ValueError when the metadata
     lack them.
     """
-    record = json.loads(metadata.get(RECORD, "null"))
+    record = parsed_json(metadata.get(RECORD, "null"))
     if not isinstance(record, dict) or not isinstance(record.get("lora"), dict):
         raise ValueError(f"its metadata have no record {RECORD!r} of a ControlNet-LoRA")
     if record.get("conditioning") not in get_args(Conditioning):

@@ -15,7 +15,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.utils import CONFIG_NAME
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from deepfloyd_core.adapters.files import UNET_FOLDER
 from deepfloyd_core.config.stage import StageConfig
@@ -24,6 +23,7 @@ from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import fsync_path
 from deepfloyd_core.models.headers import UNET_WEIGHTS, weight_files
 from deepfloyd_core.models.same_output import output_change, small_change
+from deepfloyd_core.models.tensor_files import save_tensors
 
 
 def free_all(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> None:
@@ -37,9 +37,8 @@ def save_unet(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path)
     target.mkdir(exist_ok=True)
     shutil.copyfile(folder / UNET_FOLDER / CONFIG_NAME, target / CONFIG_NAME)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in unet.state_dict().items()}
-    save_file(state, target / UNET_WEIGHTS, {"format": "pt"})
-    for file in target.iterdir():
-        fsync_path(file)
+    save_tensors(state, target / UNET_WEIGHTS, {"format": "pt"})
+    fsync_path(target / CONFIG_NAME)
 
 
 def load_full(unet: UNet2DConditionModel, file: Path) -> None:

@@ -23,6 +23,7 @@ from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.models.same_output import output_change, small_change
+from deepfloyd_core.models.tensor_files import tensors_written
 from deepfloyd_core.models.unet import PIPELINES, adapter_dtype, load_scheduler, stock_pipeline
 
 ADAPTER = "default"
@@ -99,7 +100,9 @@ def save_lora(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path)
     # A loaded adapter starts in training mode: with its dropout in the file, every sample would be noisy.
     metadata = plain_settings({**unet.peft_config[ADAPTER].to_dict(), "lora_dropout": 0.0})
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in lora_state(unet).items()}
-    PIPELINES[stage].save_lora_weights(out, unet_lora_layers=state, unet_lora_adapter_metadata=metadata)
+    out.mkdir(parents=True, exist_ok=True)
+    with tensors_written(out / LORA_FILE, state):
+        PIPELINES[stage].save_lora_weights(out, unet_lora_layers=state, unet_lora_adapter_metadata=metadata)
     _sort_header(out / LORA_FILE)
 
 

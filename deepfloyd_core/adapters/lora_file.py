@@ -1,6 +1,5 @@
 """A file with a LoRA, by its header: the layers that it changes, their scale, and whether it fits a base model. No torch."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
@@ -11,6 +10,7 @@ from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, LORA_FILE, 
 from deepfloyd_core.adapters.lora_formats import ADAPTER, PEFT, Names
 from deepfloyd_core.config.base import is_there
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import parsed_json
 from deepfloyd_core.models.headers import UNET_WEIGHTS, Header, read_scalars
 
 PEFT_FILE, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # peft's own names for a saved adapter
@@ -111,7 +111,7 @@ def lora_settings(file: Path, header: Header, names: Names) -> dict[str, Any]:
     text = header.metadata.get(METADATA, "{}")
     if PEFT in names.formats:
         text = (file.parent / PEFT_SETTINGS).read_text(encoding="utf-8")
-    record = json.loads(text)
+    record = parsed_json(text)
     plain = isinstance(record, dict)
     return checked_settings(
         {key.removeprefix("unet."): value for key, value in record.items()} if plain else None, METADATA

@@ -3,7 +3,6 @@
 All that a picture's bytes depend on is known from the files' headers and hashes, before a model is loaded.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from deepfloyd_core.config.base import Spec, is_there
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
+from deepfloyd_core.files import parsed_json
 from deepfloyd_core.models.headers import read_header, read_scalars, unet_shapes
 from deepfloyd_core.models.hub import OTHERWISE, download, is_hub_id, snapshot_here
 from deepfloyd_core.store.events import SERVING
@@ -245,7 +245,7 @@ def misfit(file: Path, folder: Path, model: str) -> str:
             if METADATA in header.metadata and not settings.get("rank_pattern") and ranks != {settings.get("r")}:
                 faults.append(f"whose {METADATA} has rank {settings.get('r')}, and its layers {sorted(ranks)}")
         return next(iter(faults), "")
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         return f"and {file} cannot be read: {error}"
 
 
@@ -255,7 +255,7 @@ def _variance(file: Path) -> bool:
     if not beside.is_file():
         return False
     try:
-        found = json.loads(beside.read_bytes())
+        found = parsed_json(beside.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{beside} cannot be read: {error}.") from None
     return isinstance(found, dict) and found.get("variance_type") == "learned_range"

@@ -75,7 +75,7 @@ def misfit(config: StageConfig, file: Path, folder: Path) -> str:
     """Why a stage's training cannot start from a file of weights, and what to do; empty: it can. folder: the base model."""
     try:
         return next(_faults(config, file, read_header(file), unet_shapes(folder)), "")
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         return f"and {file} cannot be read: {error}"
 
 

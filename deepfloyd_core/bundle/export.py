@@ -3,13 +3,14 @@ kohya's single files of a LoRA. Loads torch.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from deepfloyd_core.adapters.files import CONTROL_FILE, LORA_FILE, product_name
 from deepfloyd_core.adapters.full import save_unet
@@ -19,13 +20,15 @@ from deepfloyd_core.adapters.method import load_product
 from deepfloyd_core.bundle.publish_files import SUMS, need_empty, sums_text
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
-from deepfloyd_core.errors import ArtifactError, ConfigError
+from deepfloyd_core.errors import ArtifactError, ConfigError, DeepFloydError
 from deepfloyd_core.files import sha256_file, write_bytes
 from deepfloyd_core.models.headers import read_header, unet_shapes
 from deepfloyd_core.models.same_output import output_change, small_change
+from deepfloyd_core.models.tensor_files import save_tensors
 from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.sampling.identity import check_base
 from deepfloyd_core.store.artifacts import Artifact, verify_artifact
+from deepfloyd_core.store.file_faults import written
 from deepfloyd_core.store.versions import stage_folder
 
 Form = Literal["merged", "kohya"]
@@ -63,8 +66,29 @@ def export_version(
         check_base(bundle, stage, bases[stage])
         _FAULTS[form](STAGES[stage].title, stage_folder(bundle.path, stage))
     out.mkdir(parents=True, exist_ok=True)
-    for stage in stages:
-        _WRITERS[form](_Exported(stage, bases[stage], stage_folder(bundle.path, stage), bf16), out)
+    with _emptied_by_errors(out):
+        for stage in stages:
+            _WRITERS[form](_Exported(stage, bases[stage], stage_folder(bundle.path, stage), bf16), out)
+        return _summed(out)
+
+
+@contextmanager
+def _emptied_by_errors(out: Path) -> Iterator[None]:
+    """A block that fills an empty folder. After an error, of a full disk too, it is empty: the same command goes again."""
+    try:
+        with written(out):
+            yield
+    except DeepFloydError:
+        for entry in out.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        raise
+
+
+def _summed(out: Path) -> list[Path]:
+    """All files of a folder, with that of their sums, which is written."""
     files = sorted(path for path in out.rglob("*") if path.is_file())
     digests = {str(path.relative_to(out)): sha256_file(path) for path in files}
     write_bytes(out / SUMS, sums_text(digests).encode())
@@ -120,7 +144,7 @@ def _kohya(one: _Exported, out: Path) -> None:
         state[f"lora_unet_{flat[layer]}.{half}"] = tensor.bfloat16() if one.bf16 else tensor
         rank = tensor.shape[0] if half.startswith("lora_down") else tensor.shape[1]
         state[f"lora_unet_{flat[layer]}.alpha"] = torch.tensor(float(rank if alpha is None else alpha))
-    save_file(state, out / f"{STAGES[one.stage].table}.safetensors")
+    save_tensors(state, out / f"{STAGES[one.stage].table}.safetensors")
 
 
 _FAULTS: dict[Form, Callable[[str, Path], None]] = {"merged": _merged_fault, "kohya": _kohya_fault}

@@ -1,6 +1,6 @@
 """A folder or a bucket as a place to publish to, through fsspec; and the record of what was published there."""
 
-import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import fsspec
 
 from deepfloyd_core.errors import ConfigError, StorageError
-from deepfloyd_core.files import canonical_json, sha256_file
+from deepfloyd_core.files import TMP_PREFIX, canonical_json, fsync_path, parsed_json, sha256_file, write_bytes
 from deepfloyd_core.sources.bucket import S3_CONFIG, failures
+from deepfloyd_core.store.file_faults import written
 from deepfloyd_core.types import Report
 
 SUMS = "SHA256SUMS"  # for people, as the tool of this name writes and checks it
@@ -102,7 +103,7 @@ class FilePlace:
             return {}
         found = self._fs.find(self._root, detail=True)
         sizes = {path.removeprefix(f"{self._root}/"): int(info["size"] or 0) for path, info in found.items()}
-        return {name: size for name, size in sizes.items() if name != _PART}
+        return {name: size for name, size in sizes.items() if name != _PART and not name.startswith(TMP_PREFIX)}
 
     def _record(self, sizes: Mapping[str, int]) -> dict[str, str | None] | None:
         """The record; None: there is none."""
@@ -121,12 +122,20 @@ class FilePlace:
             return
         Path(to).parent.mkdir(parents=True, exist_ok=True)
         part = Path(self._root, _PART)
-        self._fs.put_file(str(one.path), str(part))
-        part.replace(to)
+        with written(part.parent):
+            try:
+                shutil.copyfile(one.path, part)
+                fsync_path(part)
+                part.replace(to)
+            finally:
+                part.unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
         if self._is_local:
-            Path(self._root).mkdir(parents=True, exist_ok=True)
+            with written(Path(self._root)):
+                Path(self._root).mkdir(parents=True, exist_ok=True)
+                write_bytes(Path(self._root, name), text.encode())
+            return
         self._asked(partial(self._fs.pipe_file, f"{self._root}/{name}", text.encode()))
 
     def _asked(self, ask: Callable[[], T]) -> T:
@@ -164,7 +173,7 @@ def whole_record(digests: Mapping[str, str]) -> str:
 def parsed_record(data: bytes, place: str) -> dict[str, str | None]:
     """The record of a place. Raises ConfigError when it is none."""
     try:
-        found = json.loads(data)
+        found = parsed_json(data)
     except ValueError:
         found = None
     if not isinstance(found, dict):

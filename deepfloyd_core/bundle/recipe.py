@@ -57,14 +57,18 @@ class Reproduction:
 
 
 def recipe_of(run: Run, bundle: Artifact | None = None) -> Json:
-    """The settings and data sets of a run, as plain JSON. bundle: with the micro-batches of its trainings, which `auto_fit`
-    may have chosen and which decide the rounding of sums.
+    """The settings and data sets of a run, as plain JSON. bundle: with the micro-batches and processes of its trainings,
+    which the machine may have decided, and which decide the rounding of sums.
     """
     config = run.config.model_dump(mode="json", exclude=_PLACES, exclude_none=True)
+    ranks = set[int]()
     for table, training in _trainings(run.workspace, bundle):
         config[table].pop("micro_batch_size", None)
         if training.micro_batches:
             config[table]["micro_batch_size"] = training.micro_batches[max(training.micro_batches)]
+        ranks.add(training.ranks[max(training.ranks)] if training.ranks else 1)
+    if len(ranks) == 1:  # also where `auto` chose it
+        (config["num_processes"],) = ranks
     sets = [each.model_dump(mode="json", exclude=_SECRETS | _RESOLVED, exclude_none=True)
             for each in (*run.datasets, *run.conditioning)]  # fmt: skip
     return {"run": config, "data": sets}
@@ -218,8 +222,8 @@ def _trainings(workspace: Path, bundle: Artifact | None) -> Iterator[tuple[str, 
 
 def _cut_notes(workspace: Path, bundle: Artifact) -> Iterator[str]:
     for table, training in _trainings(workspace, bundle):
-        if training.mixed_batches:
-            yield f"{table}: its batches were computed {training.mixed_batches}. All will be as the last: bytes may differ"
+        if training.mixed_sums:
+            yield f"{table}: its batches were computed {training.mixed_sums}. All will be as the last: bytes may differ"
 
 
 def _elsewhere_notes(version: Version) -> Iterator[str]:

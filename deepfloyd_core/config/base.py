@@ -4,7 +4,6 @@ import difflib
 import io
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from deepfloyd_core.config.values import TOO_DEEP, checked_values, toml_values
 from deepfloyd_core.errors import ConfigError
 
 
@@ -25,8 +25,6 @@ class Spec(BaseModel):
 
 SpecT = TypeVar("SpecT", bound=Spec)
 FILE_BYTES = 16 << 20  # of a configuration file
-_DEPTH = 32  # lists and tables within each other
-_BITS = 4096  # of an integer; Python writes out 4,300 digits
 _MOST_FAULTS = 20  # that are told of one table
 _LONG_KEY = 100  # characters
 _SHORT_LIST = 16
@@ -134,7 +132,7 @@ def read_config_file(path: Path) -> Any:
     text = read_config_text(path)
     try:
         if path.suffix.lower() == ".toml":
-            return checked_values(tomllib.loads(text))
+            return toml_values(text)
         lines = ["" if line.lstrip().startswith("#") else line for line in re.split("\r\n?|\n", text)]
         values = json.loads("\n".join(lines), parse_constant=_no_constant, object_pairs_hook=_object)
         json.dumps(
@@ -143,33 +141,8 @@ def read_config_file(path: Path) -> Any:
         return values
     except (ValueError, RecursionError) as fault:
         kind = "TOML" if path.suffix.lower() == ".toml" else "JSON"
-        error = _TOO_DEEP if isinstance(fault, RecursionError) else fault
+        error = TOO_DEEP if isinstance(fault, RecursionError) else fault
         raise ConfigError(f"{path} is not valid {kind}: {error}.{_remedy(str(error), text)}") from None
-
-
-_TOO_DEEP = ValueError("it is nested too deeply")
-
-
-def checked_values(values: Any) -> Any:
-    """Values as a parser gave them. Raises ValueError for what no key can hold and much code fails at: a number that
-    cannot be written out, a zero byte, tables in tables in tables.
-    """
-    level = [values]
-    for _ in range(_DEPTH):
-        inner: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                inner += [*value.keys(), *value.values()]
-            elif isinstance(value, list):
-                inner += value
-            elif isinstance(value, str) and "\0" in value:
-                raise ValueError("a text in it has a zero byte")
-            elif isinstance(value, int) and value.bit_length() > _BITS:
-                raise ValueError("a number in it has thousands of digits")
-        level = inner
-    if level:
-        raise _TOO_DEEP
-    return values
 
 
 # How the parsers' messages start for a backslash that begins no escape, and for a text whose last quotation mark is escaped.
@@ -271,7 +244,9 @@ def _kinds_in(annotation: Any) -> Iterator[type]:
     elif isinstance(annotation, type) and issubclass(annotation, Spec):
         yield annotation
     else:
-        for part in get_args(annotation):
+        kinds = [part for part in get_args(annotation) if part is not type(None)]
+        plain = [part for part in kinds if get_origin(part) is not Literal]  # words beside a number stay as they are
+        for part in plain or kinds:
             yield from _kinds_in(part)
 
 

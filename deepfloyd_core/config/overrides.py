@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepfloyd_core.config.base import checked_values, closest, shortened
+from deepfloyd_core.config.base import closest, shortened
 from deepfloyd_core.config.simpletuner import asked_of_switch, plain
 from deepfloyd_core.config.simpletuner_options import ALIASES, SWITCHES
 from deepfloyd_core.config.stages import STAGES
+from deepfloyd_core.config.values import NEST_DEPTH, checked_values, toml_values
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 
 STAGE_TABLES = tuple(kind.table for kind in STAGES.values())
@@ -61,15 +62,22 @@ def apply_overrides(values: dict[str, Any], texts: tuple[str, ...], path: Path) 
 
 def _twice(one: _Override, other: _Override, count: int) -> str:
     if one.key == other.key:
-        return f"--set {one.key} is given {count} times; give it once."
-    return f"--set {one.key} and --set {other.key} are one key, {one.at}. Keep one of them."
+        return f"--set {shortened(one.key)} is given {count} times; give it once."
+    names = " and ".join(f"--set {shortened(each.key)}" for each in (one, other))
+    return f"{names} are one key, {one.at}. Keep one of them."
 
 
 def _parsed(text: str) -> _Override:
     key, equals, value_text = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {text!r} is not of the form key=value, for example --set stage1.lora_rank=8.")
-    *tables, name = key.strip().split(".")
+        raise ConfigError(
+            f"--set {shortened(text)!r} is not of the form key=value, for example --set stage1.lora_rank=8."
+        )
+    *tables, name = key.strip().split(".", NEST_DEPTH)
+    if "." in name:
+        raise ConfigError(
+            f"--set {shortened(text)!r} names a key in more than {NEST_DEPTH} tables, and there are none."
+        )
     name, value = ALIASES.get(name, name), _value(value_text)
     if name in SWITCHES and asked_of_switch(name, value):
         _, name, value = SWITCHES[name]
@@ -96,10 +104,9 @@ def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
 def _value(text: str) -> Any:
     try:
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
+            return toml_values(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            value = text  # a bare word, such as a path
-        return checked_values(value)
+            return checked_values(text)  # a bare word, such as a path
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ConfigError(f"--set: the value {shortened(text)!r} cannot be used: {why}.") from None
@@ -110,13 +117,13 @@ def _apply(values: dict[str, Any], override: _Override, path: Path) -> None:
     for name in override.tables:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {override.text!r}: {name} is a value, not a table.")
+            raise ConfigError(f"--set {shortened(override.text)!r}: {shortened(name)} is a value, not a table.")
     tables = [table, *_holding(values, override.name)] if not override.tables else [table]
     if override.removes:
         if not any(override.name in each for each in tables):
             known = {key for each in tables for key in each}
             raise ConfigError(
-                f"--set {override.text!r} removes a key that {path} does not set. {closest(override.name, known)}"
+                f"--set {shortened(override.text)!r} removes a key that {path} does not set. {closest(override.name, known)}"
             )
         for each in tables:
             each.pop(override.name, None)

@@ -35,7 +35,7 @@ from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage3 import Stage3Config
-from deepfloyd_core.config.stage_run import device_fault
+from deepfloyd_core.config.stage_run import device_fault, ranks_fault
 from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage, StageKind, by_stage, tables, titles
 from deepfloyd_core.errors import ConfigError
 
@@ -145,6 +145,8 @@ class RunConfig(TextKeys, ValidationKeys, RetrainKeys, Machine):
                 )
             if fault := device_fault(config, self.device):
                 yield f"stage{stage}.{fault}"
+            if self.num_processes != "auto" and (fault := ranks_fault(config, self.num_processes, self.exact_ranks)):
+                yield f"stage{stage}: {fault}"
             if self.retrain_mode == "warm" and config.init_lora is not None:
                 yield (
                     f"stage{stage}.init_lora is {config.init_lora!r}, and retrain_mode is warm, which itself chooses the "

@@ -1,6 +1,8 @@
 """Where and how a run computes. None of these keys changes a byte of an artifact, so none is in an identity."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.keys import NOTHING, key
@@ -46,6 +48,19 @@ class Machine(Spec):
         says="Where a part of the run does not fit the device's memory, set what changes no result, or by the rounding of "
         "sums at most: micro_batch_size, gradient_checkpointing, sample_batch_size, text_encoder_streaming. What would "
         "change it is only proposed.",
+        makes=NOTHING,
+    )
+    num_processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = key(
+        1,
+        says="Processes (ranks) that share each training step, a GPU each if there are any; `auto`: as many as GPUs. They "
+        "share out gradient_accumulation_steps, or train_batch_size, evenly. So a step has the same samples for any number, "
+        "and the same result up to the rounding of sums; to the byte where 2 processes share 2 accumulated batches.",
+        makes=NOTHING,
+    )
+    exact_ranks: bool = key(
+        False,
+        says="Sum gradients over the processes in the order of one: its bytes for any number of them, for 2 to 6 times the "
+        "time of the sum.",
         makes=NOTHING,
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", says="Where models run.", makes=NOTHING)

@@ -222,7 +222,7 @@ class Refusal:
 _NO_METHOD = "this training method is not supported"
 _CONSTANT = "scheduled_sampling_probability is constant"
 _SAMPLED = ("scheduled_sampling_max_step_offset",)
-_ONE_PROCESS = "a training runs in one process; gradient_accumulation_steps makes the batch as large"
+_ONE_MACHINE = "a training runs on one machine; gradient_accumulation_steps makes the batch as large"
 REFUSED = {
     "control": Refusal("a picture as further input is not supported; use a ControlNet-LoRA (controlnet)"),
     "controlnet_custom_config": Refusal("a ControlNet-LoRA has the base model's layers"),
@@ -244,8 +244,7 @@ REFUSED = {
     "max_upscale_threshold": Refusal("nothing is ever upsampled: a shape that a picture cannot fill is not used for it"),
     "mixflow_enabled": Refusal(_NO_METHOD),
     "nextlat_enabled": Refusal(_NO_METHOD),
-    "num_machines": Refusal(_ONE_PROCESS, (1,)),
-    "num_processes": Refusal(_ONE_PROCESS, (1,)),
+    "num_machines": Refusal(_ONE_MACHINE, (1,)),
     "peft_lora_mode": Refusal("adapters are LoRA or DoRA", ("standard",)),
     "prediction_type": Refusal("IF predicts epsilon", ("epsilon",)),
     "pretrained_t5_model_name_or_path": Refusal("T5 is read from pretrained_model_name_or_path"),

@@ -103,6 +103,28 @@ def micro_batch_fault(config: "StageConfig") -> str:
     return ""
 
 
+def ranks_fault(config: "StageConfig", ranks: int, are_exact: bool = False) -> str:
+    """Why several processes cannot share a stage's steps; empty when they can."""
+    passes, size = config.gradient_accumulation_steps, config.train_batch_size
+    cuts = passes % ranks > 0
+    if cuts and size % ranks:
+        return (
+            f"num_processes is {ranks}, which divides neither gradient_accumulation_steps ({passes}) nor train_batch_size "
+            f"({size}), and each process takes an equal part of a step. Use a number that divides one of them"
+        )
+    if cuts and config.lora_dropout:
+        return (
+            f"num_processes is {ranks}, and lora_dropout is {config.lora_dropout}, which is drawn for whole batches: "
+            f"they cannot be shared out. Set gradient_accumulation_steps to a multiple of {ranks}, or remove one of them"
+        )
+    if are_exact and ranks > 1 and (config.micro_batch_size or size) < size:
+        return (
+            f"exact_ranks is true, and micro_batch_size is {config.micro_batch_size}: the parts of a batch are summed "
+            "before those of the processes, in another order than that of one process. Remove one of them"
+        )
+    return ""
+
+
 def compile_fault(config: "StageConfig") -> str:
     """What torch.compile cannot compile as one graph; each graph break would add a graph for every layer."""
     prefix = f"dynamo_backend is {config.dynamo_backend!r}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.files import read_sealed, write_sealed
+from deepfloyd_core.files import TMP_PREFIX, make_folder, read_sealed, write_sealed
 from deepfloyd_core.store.locks import locked
 
 FOLDER = "held_out"
@@ -56,13 +56,13 @@ def eval_record(workspace: Path, seed: int) -> Iterator[EvalRecord]:
         before = sum(map(len, record.sets.values()))
         yield record
         if sum(map(len, record.sets.values())) > before:
-            path.parent.mkdir(exist_ok=True)
+            make_folder(path.parent)
             write_sealed(path, _content(record))
 
 
 def copy_closed(workspace: Path, other: Path) -> None:
     """Give another workspace the records of this one, closed. Raises ArtifactError when one is damaged."""
-    for path in sorted((workspace / FOLDER).glob("*.json")):
+    for path in _records(workspace):
         (other / FOLDER).mkdir(exist_ok=True)
         write_sealed(other / FOLDER / path.name, _content(_read(path)) | {"closed": True})
 
@@ -70,7 +70,7 @@ def copy_closed(workspace: Path, other: Path) -> None:
 def damaged_records(workspace: Path) -> list[str]:
     """A line for each record that cannot be read."""
     faults = []
-    for path in sorted((workspace / FOLDER).glob("*.json")):
+    for path in _records(workspace):
         try:
             _read(path)
         except ArtifactError as error:
@@ -78,6 +78,12 @@ def damaged_records(workspace: Path) -> list[str]:
         except OSError as error:
             faults.append(f"{path} cannot be read: {error.strerror}")
     return faults
+
+
+def _records(workspace: Path) -> list[Path]:
+    """Those that are written, and not what a killed run has left of one."""
+    files = (workspace / FOLDER).glob("*.json")
+    return sorted(file for file in files if not file.name.startswith(TMP_PREFIX))
 
 
 def _content(record: EvalRecord) -> dict[str, dict[str, list[tuple[str, str]]]]:

@@ -8,7 +8,6 @@ and also after a kill.
 """
 
 import math
-import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +34,7 @@ from deepfloyd_core.crops.rows import (
 )  # fmt: skip
 from deepfloyd_core.crops.shards import ShardRow, open_shard, write_shard
 from deepfloyd_core.crops.summary import CropsSummary
-from deepfloyd_core.errors import DataError, StorageError
+from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import atomic_path, sha256_bytes
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.index.ledger import PICTURE
@@ -44,6 +43,8 @@ from deepfloyd_core.pictures.resize import take_crops
 from deepfloyd_core.pictures.sheets import contact_sheet, save_picture
 from deepfloyd_core.sources.source import read_again
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, newest, workspace_of
+from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.file_faults import need_room
 from deepfloyd_core.store.locks import locked
 from deepfloyd_core.store.parts import finish_part, part_is_whole, take_part
 
@@ -114,13 +115,9 @@ def with_room(layout: Layout, work: WorkDir) -> Layout:
     """The same layout. Raises StorageError if the disk has not enough room for the shards that are still to be made."""
     missing = [shard for shard in layout.made if not (work.path / shard.name).exists()]
     needed = sum(len(shard.numbers) * math.prod(shard.plan.size) * 3 for shard in missing)
-    free = shutil.disk_usage(work.path).free
-    if needed > free:
-        crops = sum(len(shard.numbers) for shard in missing)
-        raise StorageError(
-            f"{crops:,} crops take {needed / 1e6:,.0f} MB, and {work.workspace} has {free / 1e6:,.0f} MB free. Make "
-            "room, use another workspace, or lower repeats or random_crops in the data file."
-        )
+    crops = sum(len(shard.numbers) for shard in missing)
+    advice = "Make room, use another workspace, or lower repeats or random_crops in the data file"
+    need_room(work.path, needed, f"{many(crops, 'crop takes', 'crops take')}", advice)
     return layout
 
 

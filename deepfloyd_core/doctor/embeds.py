@@ -4,7 +4,6 @@ One row for each caption, of 77 tokens and T5's width: 630 kB in bf16. Captions 
 pictures is an upper bound. Only folders on this machine are counted, for a third of a second.
 """
 
-import json
 from contextlib import suppress
 from time import monotonic
 
@@ -12,6 +11,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.source_keys import SOURCE_TYPES
 from deepfloyd_core.doctor.places import Coming
 from deepfloyd_core.errors import DeepFloydError
+from deepfloyd_core.files import parsed_json
 from deepfloyd_core.models.folders import folder_here
 from deepfloyd_core.models.text_encoders import text_encoder_of
 from deepfloyd_core.sources.source import open_source
@@ -56,5 +56,5 @@ def _columns(run: Run) -> int:
     encoder = text_encoder_of(stage)
     with suppress(DeepFloydError, OSError, ValueError, KeyError):
         if folder := folder_here(run.config.stage(stage).model, stage, text=True):
-            return int(json.loads((folder / encoder.weights_folder / "config.json").read_bytes())["d_model"])
+            return int(parsed_json((folder / encoder.weights_folder / "config.json").read_bytes())["d_model"])
     return int(encoder.random_config["d_model"])

@@ -25,6 +25,7 @@ from deepfloyd_core.models.sizes import T5_XXL, unet_parameters
 from deepfloyd_core.models.text_encoders import text_encoder_of
 from deepfloyd_core.models.torch_facts import TorchFacts
 from deepfloyd_core.store.counts import size
+from deepfloyd_core.training.turns import ranks_of
 
 _WIDTH = {"fp32": 4.0, "bf16": 2.0, "no": 4.0, "no_change": 0.0, "int8": 1.0, "nf4": 0.5}  # bytes of a weight
 # Bytes of a parameter in full training: weight, gradient, states. Others as AdamW in fp32.
@@ -45,7 +46,7 @@ def memory_findings(run: Run | None, facts: TorchFacts | None) -> list[Finding]:
     of_container = ", the limit of this container" if is_limited else ""
     has_gpu = facts is not None and facts.device == "cuda"
     on_gpu = has_gpu and run is not None and run.config.device != "cpu"
-    needs = [*_encoding(run, on_gpu), *_trainings(run)] if run else []
+    needs = [*_encoding(run, on_gpu), *_trainings(run, on_gpu)] if run else []
     text = f"{size(free)} of {size(total)} free{of_container}"
     found = _fit(Finding("memory", "fine", text), free, total, [] if on_gpu else needs)
     if facts is not None and has_gpu:
@@ -86,16 +87,17 @@ def _encoding(run: Run, on_gpu: bool) -> Iterator[_Need]:
     yield _Need(f"{kind.title}, to encode captions,", width * count * copies, remedy)
 
 
-def _trainings(run: Run) -> Iterator[_Need]:
-    """The UNet of each stage."""
+def _trainings(run: Run, on_gpu: bool) -> Iterator[_Need]:
+    """The UNet of each stage, in each process: on GPUs each has one of its own."""
     for stage in run.config.stages:
+        ranks = 1 if on_gpu else ranks_of(run.config, stage, 0)
         own = run.config.stage(stage)
         count = _parameters(run, stage, "unet", UNET_WEIGHTS, unet_parameters(own.model_flavour))
         smaller = "base_model_precision=int8"
         if own.model_type == "full":
             smaller = "model_type=lora" if own.optimizer in _FULL else "optimizer=adamw_bf16"
         remedy = f"{_command(run)} --set stage{stage}.{smaller}"
-        yield _Need(f"the UNet of stage {stage}, in training,", _unet_width(own) * count, remedy)
+        yield _Need(f"the UNet of stage {stage}, in training,", _unet_width(own) * count * ranks, remedy)
 
 
 def _command(run: Run) -> str:

@@ -81,17 +81,15 @@ def read_looks(path: Path) -> np.ndarray:
 
 def _write_looks(parts: list[Path], rows: int, path: Path) -> np.ndarray:
     """The look of each row, zeros where there is none: uint8 (rows, LOOK_BYTES), mapped."""
-    with atomic_path(path) as tmp:
-        looks = np.lib.format.open_memmap(tmp, "w+", np.uint8, (rows, LOOK_BYTES))
-        start = 0
+    header = {"descr": "|u1", "fortran_order": False, "shape": (rows, LOOK_BYTES)}
+    with atomic_path(path) as tmp, tmp.open("wb") as file:  # a mapping that is written on a full disk kills the process
+        np.lib.format.write_array_header_1_0(file, header)
         for part in parts:
             column = pq.read_table(part, columns=["look"])["look"]
+            looks = np.zeros((len(column), LOOK_BYTES), np.uint8)
             own = np.flatnonzero(pc.is_valid(column).to_numpy())
-            there = np.frombuffer(b"".join(column.drop_null().to_pylist()), np.uint8).reshape(-1, LOOK_BYTES)
-            looks[start + own] = there
-            start += len(column)
-        looks.flush()
-        del looks
+            looks[own] = np.frombuffer(b"".join(column.drop_null().to_pylist()), np.uint8).reshape(-1, LOOK_BYTES)
+            file.write(looks.data)
     return read_looks(path)
 
 

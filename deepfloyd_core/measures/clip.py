@@ -5,13 +5,13 @@ model gives two figures: how similar a picture and its ground truth are, and how
 sets, regardless of which picture belongs to which.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.base import is_there
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import parsed_json
 from deepfloyd_core.measures.measure import Figures, MeasureFn, Network, Outputs
 from deepfloyd_core.models.identity import model_fingerprint
 
@@ -37,7 +37,7 @@ def check_clip_folder(folder: Path) -> None:
         )
     # Of a picture encoder alone transformers' file may not say the size of its embeddings, and is then loaded at random.
     try:
-        kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
+        kind = parsed_json((folder / "config.json").read_bytes()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"eval_clip_model is {str(folder)!r}, whose config.json cannot be read: {error}. Download it again."

@@ -45,6 +45,8 @@ class Device:
     free: int
     has_bf16: bool  # it multiplies faster in bf16 than in fp32
     speeds: Speeds
+    gpus: int = 1  # as many as can be trained on at once; 1 on a CPU
+    ranks: int = 1  # processes of a training that compute at once, and share a CPU's memory
 
     def seconds(self, work: Work, precision: Precision) -> float:
         """How long some work takes."""
@@ -52,14 +54,14 @@ class Device:
 
     def fits(self, count: int) -> bool:
         """Whether it has room for so many bytes."""
-        return count <= MOST_SHARE * self.total
+        return count * (self.ranks if self.is_cpu else 1) <= MOST_SHARE * self.total
 
 
 def device_of(facts: TorchFacts, asked: str) -> Device:
     """asked: the run file's `device`."""
     if asked != "cpu" and facts.device == "cuda":
         name, memory = facts.device_name, (facts.total_bytes, facts.free_bytes)
-        return Device(name, False, *memory, facts.bf16 == "native", facts.gpu_speeds)
+        return Device(name, False, *memory, facts.bf16 == "native", facts.gpu_speeds, facts.gpus)
     total, free, _ = machine_memory()
     if asked != "cpu" and facts.device == "mps":
         return Device("Apple's GPU", False, total, free, True, facts.gpu_speeds)

@@ -1,6 +1,5 @@
 """Reads the headers of safetensors files: which tensors, with which shape and dtype. Reads no tensor; no torch."""
 
-import json
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,6 +7,9 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from deepfloyd_core.files import parsed_json
+
+_ENDING = ".safetensors"
 UNET_WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers gives it in `unet/`
 
 
@@ -33,7 +35,7 @@ def read_scalars(file: Path, names: Iterable[str]) -> list[float]:
     """The values of tensors with one element. Raises ValueError for a tensor of another size or kind."""
     with file.open("rb") as handle:
         size = int.from_bytes(handle.read(8), "little")
-        header = json.loads(handle.read(size))
+        header = parsed_json(handle.read(size))
         found = []
         for name in names:
             dtype, (start, end) = header[name]["dtype"], header[name]["data_offsets"]
@@ -57,9 +59,13 @@ def unet_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def weight_files(folder: Path, name: str) -> list[Path]:
     """The files from which diffusers or transformers loads a model: the one with the usual name, or those of its index.
 
-    Other files in the folder (variants such as `model.fp16.safetensors`) hold the same tensors in another dtype.
+    Other files in the folder (variants such as `model.fp16.safetensors`) hold the same tensors in another dtype. Raises
+    ValueError and others for an index that is none, and for one that names a file elsewhere.
     """
     index = folder / f"{name}.index.json"
     if not index.exists():
         return [folder / name]
-    return sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
+    names = set(parsed_json(index.read_bytes())["weight_map"].values())
+    if strange := [one for one in names if Path(one).name != one or not one.endswith(_ENDING)]:
+        raise ValueError(f"it names {strange[0]!r}, and weights are {_ENDING} files beside it")
+    return sorted(folder / one for one in names)

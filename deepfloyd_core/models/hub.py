@@ -1,11 +1,13 @@
 """Repositories of the Hugging Face Hub: the files of one that are needed, here or downloaded."""
 
+import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from deepfloyd_core.errors import ModelError
+from deepfloyd_core.store.file_faults import FULL, storage_error, system_error
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _NEVER = ["*.bin", "*.fp16.*"]
@@ -40,7 +42,7 @@ def download(repo: str, patterns: Sequence[str], files: str, otherwise: str) -> 
     """
     from huggingface_hub import snapshot_download
 
-    with _told(repo, files, otherwise):
+    with _told(repo, files, otherwise), _stored():
         return Path(snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=_NEVER))
 
 
@@ -56,6 +58,20 @@ def bytes_to_download(repo: str, patterns: Sequence[str], files: str, otherwise:
     names = filter_repo_objects(sizes, allow_patterns=list(patterns), ignore_patterns=_NEVER)
     cached = {name: isinstance(try_to_load_from_cache(repo, name, revision=found.sha), str) for name in names}
     return sum(sizes[name] for name, is_here in cached.items() if not is_here)
+
+
+@contextmanager
+def _stored() -> Iterator[None]:
+    """Raise StorageError where the disk of the hub's cache does not take a download."""
+    from huggingface_hub import constants
+
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # the second: of the library's part in Rust
+        refused = system_error(str(error)) if isinstance(error, RuntimeError) else error
+        if refused is None or refused.errno not in (*FULL, errno.EROFS, errno.EACCES):
+            raise
+        raise storage_error(refused, "written", Path(constants.HF_HUB_CACHE)) from None
 
 
 @contextmanager

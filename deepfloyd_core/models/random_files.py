@@ -165,7 +165,7 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], weights: Weight
         handle.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
             tensor = torch.from_numpy(draw(name, shape, weights.seed)).to(getattr(torch, weights.dtype))
-            tensor.reshape(-1).view(torch.uint8).numpy().tofile(handle)
+            handle.write(tensor.reshape(-1).view(torch.uint8).numpy().data)  # `tofile` does not say why it failed
 
 
 def read_json(path: Path) -> Json:

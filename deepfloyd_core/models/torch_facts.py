@@ -26,6 +26,7 @@ class TorchFacts(Spec):
     threads: int
     total_bytes: int = 0  # of the GPU's memory; 0: there is none of its own
     free_bytes: int = 0
+    gpus: int = 1  # that torch can use; all like the first
     bf16: Literal["native", "emulated", "none"] = "native"
     cpu_has_bf16: bool = True  # it multiplies faster in it
     cpu_speeds: Speeds = Field(default={})
@@ -75,6 +76,7 @@ def _facts(threads: int | None) -> TorchFacts:
             bf16 = "emulated"
         return facts(
             device="cuda", total_bytes=total, free_bytes=free, bf16=bf16, device_name=torch.cuda.get_device_name(),
+            gpus=torch.cuda.device_count(),
             gpu_speeds=measured_speeds(torch.device("cuda")),
         )  # fmt: skip
     if torch.backends.mps.is_available():

@@ -4,14 +4,21 @@ Only headers and sizes are read, which takes milliseconds even for T5's gigabyte
 import.
 """
 
-import json
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from deepfloyd_core.errors import ModelError
+from deepfloyd_core.files import parsed_json
 from deepfloyd_core.models.headers import weight_files
 
 _MOST_HEADER = 100_000_000  # bytes; more is what safetensors itself refuses
 _LFS = b"version https://git-lfs"
+_NO_FILE = "is no safetensors file"
+_SIZES = {  # bytes of a number
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
 
 
 def lacking(folder: Path, name: str) -> list[str]:
@@ -47,14 +54,31 @@ def _fault(file: Path) -> str | None:
             return "is a pointer of Git LFS, not the weights (`git lfs pull` fetches them)"
         length = int.from_bytes(start[:8], "little")
         if not 2 <= length <= _MOST_HEADER:
-            return "is no safetensors file"
+            return _NO_FILE
         handle.seek(8)
         header = handle.read(length)
     if len(header) < length:
         return f"is truncated to {size:,} bytes"
     try:
-        ends = [part["data_offsets"][1] for key, part in json.loads(header).items() if key != "__metadata__"]
-        whole = 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        return "is no safetensors file"
+        whole = 8 + length + _bytes_of(parsed_json(header.decode()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return _NO_FILE
     return f"has {size:,} of {whole:,} bytes" if size != whole else None
+
+
+def _bytes_of(header: dict[str, Any]) -> int:
+    """How many bytes the tensors of a header have, which lie one after the other. Raises ValueError or others where
+    safetensors would not read it.
+    """
+    metadata, place = header.pop("__metadata__", {}), 0
+    if not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("metadata that are no texts")
+    for part in sorted(header.values(), key=lambda part: part["data_offsets"]):
+        (start, end), shape = part["data_offsets"], part["shape"]
+        are_numbers = isinstance(shape, list) and all(
+            type(number) is int and number >= 0 for number in (*shape, start, end)
+        )
+        if not are_numbers or (start, end) != (place, place + _SIZES[part["dtype"]] * prod(shape)):
+            raise ValueError("a tensor that is not where it should be")
+        place = end
+    return place

@@ -1,5 +1,6 @@
 """Pictures for people: contact sheets with Pillow, the loss curve with matplotlib."""
 
+import io
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from deepfloyd_core.files import atomic_path
+from deepfloyd_core.files import atomic_path, write_bytes
 
 _GAP, _TITLE_PX, _LINE_PX = 6, 22, 15
 _INK, _SOFT, _PAPER = (30, 30, 30), (105, 105, 105), (250, 250, 250)
@@ -106,8 +107,9 @@ def fitted(text: str, room_px: int, size_px: int, keep_end: bool = False) -> str
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a PNG or JPEG durably, by the path's suffix."""
-    with atomic_path(path) as tmp:
-        picture.save(tmp, format="JPEG" if path.suffix == ".jpg" else "PNG", quality=88)
+    file = io.BytesIO()  # on a full disk Pillow takes half a JPEG for a whole one
+    picture.save(file, format="JPEG" if path.suffix == ".jpg" else "PNG", quality=88)
+    write_bytes(path, file.getvalue())
 
 
 def save_loss_curve(losses: list[float], title: str, path: Path, held_out: list[tuple[int, float]]) -> None:

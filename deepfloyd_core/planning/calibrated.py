@@ -19,6 +19,7 @@ from deepfloyd_core.planning.steps import StagePlan
 from deepfloyd_core.sampling.jobs import PROBED
 from deepfloyd_core.training.costs import StepCosts
 from deepfloyd_core.training.previews import PICTURES, SEEN_PICTURES, TIMESTEPS, preview_interval
+from deepfloyd_core.training.turns import of_a_rank, ranks_of
 
 # Seconds of the machine on which an operation takes _CALL_S, from the demo (benchmarks/plan_times.py).
 _CALL_S = 11e-6
@@ -30,9 +31,10 @@ _HELD_OUT_S = 0.05  # a held-out picture: crops of each stage, kept losslessly
 _MEASURED_S = 0.25  # an upscaled picture: its figures, its sheets
 
 
-def step_s(config: StageConfig, costs: StepCosts, device: Device) -> float:
-    """Seconds of an optimizer step of a stage."""
-    return device.seconds(costs.step_work(config), config.mixed_precision)
+def step_s(config: StageConfig, costs: StepCosts, device: Device, ranks: int = 1) -> float:
+    """Seconds of an optimizer step of a stage. ranks: processes with a GPU each; on a CPU they share its cores."""
+    own = config if device.is_cpu else of_a_rank(config, ranks)
+    return device.seconds(costs.step_work(own), config.mixed_precision)
 
 
 def fixed_s(device: Device, seconds: float) -> float:
@@ -102,7 +104,8 @@ class Calibrated:
         if costs is None:
             return None
         if part == "lora":
-            steps_s = plan.steps * step_s(config, costs, self.device)
+            ranks = ranks_of(self.run.config, plan.stage, self.device.gpus)
+            steps_s = plan.steps * step_s(config, costs, self.device, ranks)
             return self.fixed(JOB_S) + steps_s + self._validations_s(plan)
         source = STAGES[plan.stage].upscales
         if part != "low_res" or source is None or source not in self.costs:

@@ -52,7 +52,7 @@ def fit(
             run = _with(run, saving)
             applied.append(f"{saving.keys}: {_too_large(part, device)}; with it {size(saving.bytes)}, {saving.effect}")
     left = [part for part in parts() if not part.fits(device)]
-    proposed = [f"{_too_large(part, device)}{_would(part.savings, device)}" for part in left]
+    proposed = [f"{_too_large(part, device)}{_would(part.savings, part.on(device))}" for part in left]
     return Fitted(run, tuple(applied), tuple(proposed))
 
 
@@ -60,7 +60,7 @@ def _cheapest(part: MemoryPlan, device: Device) -> Saving | None:
     """The first saving that fits and changes no result; where none fits, the one that takes least."""
     same = [saving for saving in part.savings if saving.is_same]
     least = min(same, key=lambda saving: saving.bytes, default=None)
-    return next((saving for saving in same if device.fits(saving.bytes)), least)
+    return next((saving for saving in same if part.on(device).fits(saving.bytes)), least)
 
 
 def _with(run: Run, saving: Saving) -> Run:

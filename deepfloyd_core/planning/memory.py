@@ -22,6 +22,7 @@ from deepfloyd_core.planning.steps import StagePlan
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.training.costs import PROGRAM, CostRequest, StepCosts, cost_request, state_parts, step_parts
 from deepfloyd_core.training.previews import pictures_of_size, sampled_together
+from deepfloyd_core.training.turns import of_a_rank, ranks_of
 
 _OF_T5 = {"none": 1.0, "int8": 0.5, "nf4": 0.28}  # share of the weights' bytes, by text_encoder_quantization
 
@@ -41,10 +42,15 @@ class MemoryPlan:
     what: str  # such as `Stage I, training`
     parts: tuple[Part, ...]
     savings: tuple[Saving, ...] = ()  # those first that change no result, by the time that they cost
+    ranks: int = 1  # processes that take as much each
 
     def fits(self, device: Device) -> bool:
         """Whether a device has room for it."""
-        return device.fits(self.bytes)
+        return self.on(device).fits(self.bytes)
+
+    def on(self, device: Device) -> Device:
+        """The device as each of its processes has it."""
+        return replace(device, ranks=self.ranks)
 
     @property
     def bytes(self) -> int:
@@ -122,10 +128,12 @@ def _sampling(run: Run, stage: Stage, what: str, sampling: Sampling, device: Dev
 
 
 def _training(run: Run, stage: Stage, costs: StepCosts, device: Device) -> MemoryPlan:
-    config = run.config.stage(stage)
-    parts = [Part(name, count) for name, count in step_parts(config, costs, device.is_cpu).items()]
+    config, ranks = run.config.stage(stage), ranks_of(run.config, stage, device.gpus)
+    own, device = of_a_rank(config, ranks), replace(device, ranks=ranks)
+    parts = [Part(name, count) for name, count in step_parts(own, costs, device.is_cpu).items()]
     parts += _program(device)
-    return MemoryPlan(f"{STAGES[stage].title}, training", tuple(parts), training_savings(config, costs, device))
+    what = f"{STAGES[stage].title}, training" + (f", each of {ranks} processes" if ranks > 1 else "")
+    return MemoryPlan(what, tuple(parts), training_savings(config, costs, device), ranks)
 
 
 def _text(run: Run, captions: int, device: Device) -> MemoryPlan:

@@ -14,6 +14,7 @@ from deepfloyd_core.models.device import Device
 from deepfloyd_core.store.counts import size
 from deepfloyd_core.training.costs import PROGRAM, StepCosts, step_parts
 from deepfloyd_core.training.lighter import RECOMPUTE, Lighter, lighter
+from deepfloyd_core.training.turns import of_a_rank
 
 _SHARES: dict[BasePrecision, float] = {"int8": 0.26, "nf4": 0.14}  # of the bytes of frozen weights in fp32
 _LEAST = 0.01  # share of a training's memory: less is no saving
@@ -40,8 +41,9 @@ class Saving:
 
 
 def training_bytes(config: StageConfig, costs: StepCosts, device: Device) -> int:
-    """The most that a training takes."""
-    return sum(step_parts(config, costs, device.is_cpu).values()) + (PROGRAM if device.is_cpu else 0)
+    """The most that a training takes, or each of its processes."""
+    own = of_a_rank(config, device.ranks)
+    return sum(step_parts(own, costs, device.is_cpu).values()) + (PROGRAM if device.is_cpu else 0)
 
 
 def training_savings(config: StageConfig, costs: StepCosts, device: Device) -> tuple[Saving, ...]:

@@ -81,7 +81,7 @@ def _fits(memory: Iterable[MemoryPlan], device: Device) -> list[str]:
     lines = []
     for each in (each for each in memory if not each.fits(device)):
         lines.append(f"{each.what} takes {size(each.bytes)}, and {has}: that does not fit.")
-        lines += [f"  {saving.told(device)}" for saving in each.savings]
+        lines += [f"  {saving.told(each.on(device))}" for saving in each.savings]
     most = max(memory, key=lambda each: each.bytes, default=None)
     if most is not None and not lines:
         lines.append(f"It takes {size(most.bytes)} of memory at most ({most.what}), and {has}: it fits.")

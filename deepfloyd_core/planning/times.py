@@ -85,7 +85,9 @@ def _rates(run: Run, requests: Mapping[str, Request | None]) -> dict[str, tuple[
     found: dict[str, tuple[float, float]] = {}
     for artifact in all_artifacts(run.workspace):  # the newest last
         with suppress(ArtifactError):
-            if _is_alike(artifact, requests.get(artifact.kind)) and (rate := _rate(artifact)):
+            if not _is_alike(artifact, requests.get(artifact.kind)) or _other_ranks(run, artifact):
+                continue
+            if rate := _rate(artifact):
                 found[artifact.kind] = rate
     return found
 
@@ -99,6 +101,14 @@ def _is_alike(artifact: Artifact, request: Request | None) -> bool:
     models = [name for name in request.inputs if name.endswith("model") or name in ("unet", "encoder")]
     same_models = all(artifact.inputs.get(name) == request.inputs[name] for name in models)
     return same_models and all(artifact.spec.get(key) == request.spec.get(key) for key in _SPEED)
+
+
+def _other_ranks(run: Run, artifact: Artifact) -> bool:
+    """Whether another number of processes made a training than is asked for; `auto` is the machine's, as before."""
+    if not artifact.kind.endswith("_lora") or run.config.num_processes == "auto":
+        return False
+    ranks = artifact.summary(TrainingSummary).ranks
+    return (ranks[max(ranks)] if ranks else 1) != run.config.num_processes
 
 
 def _rate(artifact: Artifact) -> tuple[float, float] | None:

@@ -173,7 +173,8 @@ def with_filters(path: Path, dataset: ImageDataset, backends: tuple[TextEmbedBac
     filters = tuple[str, ...]()
     for name, given in lists:
         lines = tuple(attempt(faults, _filter_lines, given, f"{path}: {name}") or ())
-        attempt(faults, compiled_filters, lines, f"{path}: {name}: caption_filter_list")
+        file = f" in {given}" if isinstance(given, str) else ""
+        attempt(faults, compiled_filters, lines, f"{path}: {name}: caption_filter_list{file}")
         filters += tuple(line for line in lines if line)
     raise_together(faults)
     return dataset.model_copy(update={"caption_filter_list": filters})

@@ -178,6 +178,11 @@ def _run_notes(path: Path, config: RunConfig) -> list[str]:
             f"{path}: tokenizer_max_length is {config.tokenizer_max_length}; IF was trained with {TOKENS} rows of "
             "text and attends to all of them, so more rows, also for short captions, change the base model's output"
         )
+    if config.num_processes != 1 and path.suffix != ".toml":
+        notes.append(
+            f"{path}: num_processes is {config.num_processes}: they share the batches of each step. SimpleTuner gives "
+            "each a batch of its own; for its steps multiply gradient_accumulation_steps by their number"
+        )
     first = config.text_to_image
     if first and first.controlnet and config.prompts:
         notes.append(

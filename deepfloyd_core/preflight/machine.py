@@ -10,7 +10,8 @@ from pathlib import Path
 
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 from deepfloyd_core.store.counts import size
-from deepfloyd_core.store.file_trials import is_read_only, nearest_folder, try_locks
+from deepfloyd_core.store.file_trials import nearest_folder, try_locks
+from deepfloyd_core.store.locks import is_read_only
 
 JOBS_NEED = ("torch", "diffusers", "transformers", "peft", "safetensors")  # each job imports them
 LITTLE_BYTES = 1_000_000_000  # of free disk: checkpoints, shards and embeds of most runs take more

@@ -5,13 +5,13 @@ IF predicts epsilon, the noise of x_t, and beside it the variance as a share of 
 pictures that are wrong. Stage III is not trained, and its scheduler computes with what its own file says.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from deepfloyd_core.config.stage3 import TABLE, TITLE
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, ModelError
+from deepfloyd_core.files import parsed_json
 
 _PREDICTION, _VARIANCE = "epsilon", "learned_range"
 _OF_SCHEDULERS = (_PREDICTION, "sample", "v_prediction")  # what diffusers' DDIM and DDPM can compute with
@@ -48,7 +48,7 @@ def _file(folder: Path) -> Path:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_bytes())
+        found = parsed_json(file.read_bytes())
         if not isinstance(found, dict):
             raise ValueError("it holds no table of keys")
         return found

@@ -3,7 +3,6 @@
 The table of flavours has what the published models need; a user's own folder may hold a UNet with more levels.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage3 import IN_CHANNELS, TABLE, TITLE
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, ModelError, attempt
+from deepfloyd_core.files import parsed_json
 from deepfloyd_core.preflight.data_sets import size_fault
 
+_MOST_LEVELS = 16  # the published ones have 4 or 5; each halves the picture
 _ALIGNMENTS = (8, 16, 24, 32, 64)  # that `aspect_bucket_alignment` can be
 
 
@@ -74,8 +75,11 @@ def _unet(stage: Stage, folder: Path) -> str:
 def _read(folder: Path) -> dict[str, Any]:
     file = folder / "unet" / "config.json"
     try:
-        found: dict[str, Any] = json.loads(file.read_bytes())
-        return {"in_channels": found["in_channels"], "block_out_channels": list(found["block_out_channels"])}
+        found: dict[str, Any] = parsed_json(file.read_bytes())
+        levels = found["block_out_channels"]
+        if not isinstance(levels, list) or not 0 < len(levels) <= _MOST_LEVELS:
+            raise ValueError(f"block_out_channels is no list of 1 to {_MOST_LEVELS} numbers")
+        return {"in_channels": found["in_channels"], "block_out_channels": levels}
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{file} is no UNet's configuration ({error}). Put the one that belongs to the weights there."

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -22,8 +23,9 @@ from deepfloyd_core.errors import DeepFloydError, Stop
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.processes.collector import collect_later
 from deepfloyd_core.processes.fork_server import die_with, fork_on_command
-from deepfloyd_core.processes.jobs import STORAGE, Job, JobRequest, JobResult, imported
-from deepfloyd_core.store.file_faults import FULL, storage_error, system_error
+from deepfloyd_core.processes.job_processes import JobResult
+from deepfloyd_core.processes.jobs import STORAGE, Job, JobRequest, imported
+from deepfloyd_core.store.file_faults import FULL, REFUSES_ALL, storage_error, system_error
 from deepfloyd_core.store.manifest import Summary
 
 _FORKS = sys.platform == "linux"
@@ -85,8 +87,22 @@ def child(line_fd: int, starter: int) -> NoReturn:
 def do(name: str, kind: str, out: Path) -> int:
     """Do the job whose request is in a folder, and write its result to that folder. kind: MODULE:CLASS of the request.
 
-    Returns the exit code.
+    Returns the exit code. A disk that does not take the result either is told by the code: the log may be full as well.
     """
+    try:
+        result = _result(name, kind, out)
+        # The job is over: a process that asks it to end still wants its result.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        write_bytes(out / f".job-{name}.result", result.model_dump_json().encode())
+    except OSError as error:
+        if error.errno not in REFUSES_ALL:
+            raise
+        os._exit(STORAGE + error.errno)  # at once: the interpreter's end would write to the log
+    return 1 if result.error else 0
+
+
+def _result(name: str, kind: str, out: Path) -> JobResult:
+    """Do the job. Raises OSError where its own files cannot be read or written."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     request: JobRequest[Any] = imported(kind).model_validate_json((out / f".job-{name}.request").read_bytes())
     signal.signal(signal.SIGTERM, _on_sigterm)
@@ -97,30 +113,24 @@ def do(name: str, kind: str, out: Path) -> int:
         progress.flush()
 
     try:
-        summary: Summary = imported(request.entry)(Job(request, out, report))
-        result = JobResult(summary=summary.record)
+        summary: Summary | None = imported(request.entry)(Job(request, out, report))
+        return JobResult(summary=None if summary is None else summary.record)  # of a job's other processes
     except DeepFloydError as error:
-        result = JobResult(error=type(error).__name__, message=str(error))
+        return JobResult(error=type(error).__name__, message=str(error))
     except Stop:
         words = f"The {name} job was stopped; run it again to continue."
-        result = JobResult(error="JobError", message=words, is_stopped=True)
+        return JobResult(error="JobError", message=words, is_stopped=True)
     except MemoryError:
         traceback.print_exc()
-        result = JobResult(error="JobError", message=f"The {name} job ran out of memory; its log is in {out}.")
+        return JobResult(error="JobError", message=f"The {name} job ran out of memory; its log is in {out}.")
     except (OSError, SafetensorError) as error:
         refused = error if isinstance(error, OSError) else system_error(str(error))
         if refused is None:
             raise
-        if refused.errno in FULL:  # a result could not be written either
-            os._exit(
-                STORAGE + refused.errno
-            )  # at once: the parent hears of the interpreter's end, and kills, before it is over
-        traceback.print_exc()
-        result = JobResult(error="StorageError", message=str(storage_error(refused, "used", out)))
-    # The job is over: a process that asks it to end still wants its result.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    write_bytes(out / f".job-{name}.result", result.model_dump_json().encode())
-    return 1 if result.error else 0
+        with suppress(OSError):  # the log may be on the same disk
+            traceback.print_exc()
+        act = "written" if refused.errno in FULL else "used"
+        return JobResult(error="StorageError", message=str(storage_error(refused, act, out)))
 
 
 def _driver_is_in_use() -> bool:

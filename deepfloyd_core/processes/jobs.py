@@ -8,19 +8,16 @@ imported once a flow and not once a job.
 """
 
 import importlib
-import json
 import logging
 import os
-import select
 import signal
-import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from pydantic_core import to_json
 
@@ -32,15 +29,26 @@ from deepfloyd_core.files import write_bytes
 from deepfloyd_core.processes.ahead import ENTRIES, WORKER
 from deepfloyd_core.processes.fork_server import ForkServer
 from deepfloyd_core.processes.gpu_slot import slot_of_block
+from deepfloyd_core.processes.job_processes import (
+    POLL_S,
+    JobFiles,
+    JobProcess,
+    JobResult,
+    follow,
+    innocence,
+    start,
+    stop,
+    was_killed,
+)
 from deepfloyd_core.store.artifacts import WorkDir
-from deepfloyd_core.store.file_faults import FULL, storage_error
+from deepfloyd_core.store.file_faults import REFUSES_ALL, storage_error
 from deepfloyd_core.store.manifest import Summary
-from deepfloyd_core.types import Json, Report, no_report
+from deepfloyd_core.types import Report, no_report
 
-STORAGE = 100  # a job that could not write its result, for want of space, ends with this code + the error's number
-POLL_S = 0.1
+STORAGE = 100  # a job whose result the disk does not take either ends with this code + the error's number
 TRIES = 2  # of a job that is killed from outside
 STOP_GRACE_S = 60.0  # how long a job may take to write its last checkpoint
+FAILED_GRACE_S = 10.0  # how long a process may take to end when another one of its job has failed
 log = logging.getLogger(__name__)
 _STARTER: "ContextVar[ForkServer | None]" = ContextVar("job_starter", default=None)
 
@@ -75,38 +83,51 @@ def run_job(request: JobRequest[S], work: WorkDir, report: Report = no_report, p
     A job that is killed by SIGKILL, as the kernel does where memory is short, is tried once more and goes on where it was.
     Raises the child's own DeepFloydError, or JobError with the end of its log when it died without one.
     """
-    name = request.job + part
-    paths = {file: work.path / f".job-{name}.{file}" for file in ("request", "log", "progress", "result")}
-    for path in paths.values():
-        path.unlink(missing_ok=True)
-    # As bytes: one emoji in ten million captions makes a text four times as large.
-    write_bytes(paths["request"], to_json(request))
-    slot = slot_of_block()
+    return run_together([request], work, report, part)
+
+
+def run_together(requests: Sequence[JobRequest[S]], work: WorkDir, report: Report, part: str = "") -> S:
+    """`run_job` for a job of several processes that need each other. Returns the first's summary, and reports its progress.
+
+    When one of them fails the others are ended, and its error is raised: a rank that waits for a dead one would wait long.
+    """
+    names = [request.job + part + (f"-{number}" if number else "") for number, request in enumerate(requests)]
+    files = [JobFiles(work.path, name) for name in names]
+    for request, own in zip(requests, files, strict=True):
+        own.remove()
+        # As bytes: one emoji in ten million captions makes a text four times as large.
+        write_bytes(own.request, to_json(request))
+    slot, kind = slot_of_block(), type(requests[0])
     held = [work.lock_fd, *([slot.take()] if slot else [])]
     with job_starter() as starter:
         for attempt in range(1, TRIES + 1):
-            with paths["log"].open("ab") as file:
-                child = _start(starter, name, type(request), work, file, held)
-            try:
-                _follow(child, paths["progress"], report)
-            finally:
-                status = _stop(child)
-            if attempt == TRIES or starter.is_closed or not _was_killed(status, paths["result"]):
+            ended = _try(starter, f"{kind.__module__}:{kind.__qualname__}", files, held, report)
+            killed = [own.name for own, status in ended.items() if was_killed(status, own.result)]
+            if attempt == TRIES or starter.is_closed or not killed:
                 break
-            log.warning("The %s job was killed by SIGKILL; it is tried once more, and goes on where it was.", name)
-            for file_of_try in (paths["progress"], paths["result"]):
-                file_of_try.unlink(missing_ok=True)
+            log.warning("The %s job was killed by SIGKILL; it is tried once more, and goes on where it was.", killed[0])
+            for own in files:
+                own.remove_of_try()
+    cause = min(ended, key=innocence)
+    status = ended[cause]
     code = -signal.SIGKILL if status is None else os.waitstatus_to_exitcode(status)
-    return cast(S, _outcome(name, code, paths, request.returns))
+    return cast(S, _outcome(code, cause, kind.returns))
 
 
-class JobResult(Spec):
-    """The outcome of a job, as its process writes it: a summary, or the name and message of a DeepFloydError."""
-
-    summary: Json | None = None
-    error: str = ""
-    message: str = ""
-    is_stopped: bool = False  # it was asked to end, and has kept its work
+def _try(
+    starter: ForkServer, kind: str, files: Sequence[JobFiles], held: Sequence[int], report: Report
+) -> dict[JobFiles, int | None]:
+    """Run the processes of a job. Returns the wait status of those that have ended by themselves: all, or when one failed
+    those that ended with it.
+    """
+    processes, ended = list[JobProcess](), list[JobProcess]()
+    try:
+        for own in files:
+            processes.append(start(starter, kind, own, held))
+        ended = follow(processes, report)
+    finally:
+        statuses = stop(processes, FAILED_GRACE_S if ended else STOP_GRACE_S)
+    return {process.files: status for process, status in statuses.items() if process in ended}
 
 
 @contextmanager
@@ -132,32 +153,6 @@ def warm_job_starter(modules: Sequence[str]) -> Iterator[None]:
     with job_starter(modules) as starter:
         starter.open()
         yield
-
-
-@dataclass(frozen=True)
-class _Child:
-    """A job's process. `line`: its other end is open as long as it lives."""
-
-    starter: ForkServer
-    pid: int
-    line: socket.socket
-
-
-def _start(
-    starter: ForkServer, name: str, kind: type[JobRequest[Any]], work: WorkDir, log: IO[bytes], held: list[int]
-) -> _Child:
-    """held: open files whose locks the child shares."""
-    line, theirs = socket.socketpair()
-    try:
-        with theirs:
-            child = _Child(starter, starter.start(theirs.fileno(), log), line)
-    except JobError:
-        line.close()
-        raise
-    order = json.dumps([name, f"{kind.__module__}:{kind.__qualname__}", str(work.path.absolute())]).encode()
-    with suppress(ConnectionError):  # it is dead already, which `_follow` sees
-        socket.send_fds(line, [order], [log.fileno(), *held])
-    return child
 
 
 def imported(name: str) -> Any:
@@ -196,63 +191,17 @@ def run_parts(request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: Wo
         return run_job(request, work, report)
 
 
-def _follow(child: _Child, progress: Path, report: Report) -> None:
-    """Report what the job writes until it has ended."""
-    position = 0
-    running = True
-    while running:
-        running = not _ended(child, POLL_S)
-        if progress.exists():
-            with progress.open("rb") as handle:
-                handle.seek(position)
-                lines = handle.read().split(b"\n")
-            position += sum(len(line) + 1 for line in lines[:-1])
-            if len(lines) > 1:
-                done, total, line = json.loads(lines[-2])
-                report(done, total, line)
-
-
-def _ended(child: _Child, wait_s: float) -> bool:
-    return bool(select.select([child.line], [], [], wait_s)[0])  # it writes nothing: this is the end of its file
-
-
-def _stop(child: _Child) -> int | None:
-    """Let a job that still runs write its last checkpoint. Returns the wait status of its process, which is gone then; None
-    where its fork server is gone too.
-    """
-    with child.line:
-        if not _ended(child, 0):
-            with suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGTERM)
-            if not _ended(child, STOP_GRACE_S):
-                with suppress(ProcessLookupError):
-                    os.kill(child.pid, signal.SIGKILL)
-    return child.starter.end(child.pid)
-
-
-def _was_killed(status: int | None, file: Path) -> bool:
-    """Whether a job that is over was killed from outside: itself, or with its fork server, whose end stops it.
-
-    status: of its process, None where it died with its fork server. A job that has written its result is killed as well,
-    by us: that is over.
-    """
-    result = JobResult.model_validate_json(file.read_bytes()) if file.exists() else None
-    if status is None:
-        return result is None or result.is_stopped
-    return result is None and status == signal.SIGKILL
-
-
-def _outcome(name: str, code: int, paths: dict[str, Path], returns: type[Summary]) -> Summary:
-    if paths["result"].exists():
-        result = JobResult.model_validate_json(paths["result"].read_bytes())
+def _outcome(code: int, files: JobFiles, returns: type[Summary]) -> Summary:
+    if files.result.exists():
+        result = JobResult.model_validate_json(files.result.read_bytes())
         if result.summary is None:
             raise getattr(errors, result.error)(result.message)
-        return returns.of_record(result.summary, paths["result"])
-    if code - STORAGE in FULL:
-        raise storage_error(OSError(code - STORAGE, ""), "written", paths["result"].parent)
-    tail = "\n".join(paths["log"].read_text(errors="replace").splitlines()[-15:])
+        return returns.of_record(result.summary, files.result)
+    if code - STORAGE in REFUSES_ALL:
+        raise storage_error(OSError(code - STORAGE, ""), "written", files.folder)
+    tail = "\n".join(files.log.read_text(errors="replace").splitlines()[-15:])
     words = f"; it ends with:\n{tail}" if tail else ", which is empty."
     times = ", twice" if code == -signal.SIGKILL else ""
     died = f"was killed by {signal.Signals(-code).name}{times}" if code < 0 else f"ended with exit code {code}"
     hint = " The kernel kills a process that takes too much memory." if code == -signal.SIGKILL else ""
-    raise JobError(f"The {name} job {died}.{hint} Its log is {paths['log']}{words}")
+    raise JobError(f"The {files.name} job {died}.{hint} Its log is {files.log}{words}")

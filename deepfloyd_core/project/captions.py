@@ -5,7 +5,6 @@ that a caption file is there, but that a run gets captions from it.
 """
 
 import csv
-import json
 import re
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from deepfloyd_core.config.data_blocks import CaptionTable
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError, DataError
+from deepfloyd_core.files import parsed_json
 from deepfloyd_core.index.captions import finished_captions, missing_caption, raw_captions
 from deepfloyd_core.sources.listing import text_encoding
 from deepfloyd_core.sources.names import words
@@ -153,7 +153,7 @@ def _best_of_table(folder: Path, name: str, names: list[str]) -> CaptionsSeen:
                 tried.append(CaptionsSeen(NONE.strategy, (), beside=f"{name} is not used ({error})"))
             if tried[-1].share >= ENOUGH:
                 return tried[-1]
-    except (ConfigError, OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
+    except (ConfigError, OSError, ValueError, NotImplementedError, csv.Error) as error:  # pyarrow's too
         return CaptionsSeen(NONE.strategy, (), beside=f"{name} cannot be read as a table ({error})")
     best = max(tried, key=lambda one: one.share)
     told = f"{name} has captions of {len(best.texts)} of {many(len(names), 'picture')}"
@@ -171,7 +171,7 @@ def _columns(path: Path) -> list[str]:
         lines = (handle.readline(_LINE_BYTES) for _ in range(10))
         first = next((line for line in lines if line.strip()), "")
     if kind == "jsonl":
-        record = json.loads(first or "{}")
+        record = parsed_json(first or "{}")
         return list(record) if isinstance(record, dict) else []
     return next(islice(csv.reader([first], delimiter="\t" if kind == "tsv" else ","), 1), [])
 

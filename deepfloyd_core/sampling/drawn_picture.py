@@ -15,7 +15,7 @@ from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage3 import STAGE3, TABLE, DrawnStage, Stage3Config
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.files import canonical_json
+from deepfloyd_core.files import canonical_json, parsed_json
 from deepfloyd_core.pictures.faults import PIXEL_ERRORS
 from deepfloyd_core.sampling.stage3_jobs import LANCZOS
 from deepfloyd_core.store.artifacts import Request
@@ -109,7 +109,7 @@ def drawn_picture(path: Path) -> DrawnPicture:
     try:
         with Image.open(path, formats=("PNG",)) as picture:
             text = picture.info.get(RECORD)
-        found: dict[str, Any] = json.loads(text or "{}")
+        found: dict[str, Any] = parsed_json(text or "{}")
         if "source" in found:
             raise ConfigError(
                 f"{path} was made by `deepfloyd upscale`, whose pictures are not drawn again: it records no settings of the "

@@ -4,7 +4,6 @@ Prompts come from the command line and from a file: a text with a prompt a line,
 (CSV, TSV, JSON lines, Parquet) whose columns are those of `COLUMNS`.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -16,7 +15,7 @@ from deepfloyd_core.config.run_validation import sizes_px
 from deepfloyd_core.config.stage3 import DrawnStage, scale_of, title_of
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DataError, raise_together
-from deepfloyd_core.files import canonical_json, read_file
+from deepfloyd_core.files import canonical_json, parsed_json, read_file
 from deepfloyd_core.hashing import digest
 from deepfloyd_core.sources.tables import TABLE_KINDS, table_records
 from deepfloyd_core.store.counts import many, ranges
@@ -231,7 +230,7 @@ def _library(path: Path, text: str) -> Iterator[PromptRow]:
     {"prompt": TEXT, "adapter_strength": NUMBER}.
     """
     try:
-        found = json.loads(text)
+        found = parsed_json(text)
     except ValueError as error:
         raise ConfigError(f"The file of prompts {path} is no JSON: {error}.") from None
     named = found.items() if isinstance(found, dict) else enumerate(found, 1) if isinstance(found, list) else ()

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from deepfloyd_core.files import atomic_path
+from deepfloyd_core.models.tensor_files import save_tensors
 from deepfloyd_core.models.unet import use_threads
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.forecasts import texts_forecast
@@ -24,8 +24,7 @@ _TEXTS = "text.safetensors"
 
 def store_tensor(tensor: torch.Tensor, file: Path) -> None:
     """Write a tensor as a finished part."""
-    with atomic_path(file) as tmp:
-        save_file({"": tensor.contiguous()}, tmp)
+    save_tensors({"": tensor.contiguous()}, file)
     finish_part(file)
 
 

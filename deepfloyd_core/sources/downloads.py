@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from deepfloyd_core.files import atomic_path
+from deepfloyd_core.store.file_faults import written
 
 TRIES = 3
 TIMEOUT = httpx.Timeout(20.0, connect=10.0)  # seconds without a byte
@@ -52,7 +53,9 @@ def download_client(agent: str, private: bool) -> httpx.Client:
 
 
 def download(client: httpx.Client, url: str, file: Path) -> None:
-    """Download a URL into a file, which appears whole or not at all. Raises OSError that names the URL."""
+    """Download a URL into a file, which appears whole or not at all. Raises OSError that names the URL, and StorageError
+    where the disk does not take it: that is no fault of the picture.
+    """
     for attempt in range(1, TRIES + 1):
         try:
             _try(client, url, file, 0.5 * 2**attempt)
@@ -70,7 +73,7 @@ def _try(client: httpx.Client, url: str, file: Path, wait_s: float) -> None:
             if answer.status_code != 200:
                 why = f"HTTP {answer.status_code} {answer.reason_phrase}".rstrip()
                 raise _LostError(why, _asked_wait_s(answer, wait_s) if answer.status_code in _AGAIN else None)
-            with atomic_path(file) as tmp, tmp.open("wb") as handle:
+            with written(file.parent), atomic_path(file) as tmp, tmp.open("wb") as handle:
                 handle.writelines(_body(answer))
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, OverflowError) as failure:
         hopeless = (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects, ValueError, OverflowError)

@@ -94,8 +94,9 @@ def _named_faults(kind: str, where: str) -> Iterator[None]:
         raise DataError(f"{where} cannot be read as {kind}: it is no UTF-8 text ({error}). Save it as UTF-8.") from None
     except RecursionError:
         raise DataError(f"{where} cannot be read as {kind}: it is nested too deeply.") from None
-    # pyarrow's errors are ValueErrors and OSErrors; of a date beyond those of Python OverflowError, of a time zone KeyError.
-    except (OSError, ValueError, OverflowError, KeyError, csv.Error) as error:
+    # pyarrow's errors are ValueErrors and OSErrors; of a date beyond those of Python OverflowError, of a time zone KeyError,
+    # of a type that Parquet knows and pyarrow does not NotImplementedError.
+    except (OSError, ValueError, OverflowError, KeyError, NotImplementedError, csv.Error) as error:
         raise DataError(f"{where} cannot be read as {kind}: {error}") from None
 
 

@@ -23,6 +23,7 @@ from deepfloyd_core.sources.caption_tables import TableTexts, table_texts
 from deepfloyd_core.sources.columns import LISTED, LISTED_BLOCK, TEXTS, in_blocks, lists_at, told
 from deepfloyd_core.sources.downloads import AT_ONCE, download, download_client
 from deepfloyd_core.sources.listing import FILE_BYTES, Listed, Texts
+from deepfloyd_core.store.file_faults import written
 from deepfloyd_core.store.provenance import DISTRIBUTION
 
 _URL = "^[hH][tT][tT][pP][sS]?://"  # not (?i), which also takes a long s
@@ -111,7 +112,8 @@ class Urls:
         """The bytes that an earlier run kept, else a download, a piece at a time."""
         file = Path(self._file(name))
         if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
+            with written(file.parent):
+                file.parent.mkdir(parents=True, exist_ok=True)
             download(self._client, name, file)
         yield from file_pieces(file, FILE_BYTES)
 

@@ -20,6 +20,7 @@ from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import (
     canonical_json,
     fsync_path,
+    make_folder,
     read_sealed,
     sha256_bytes,
     sha256_file,
@@ -196,7 +197,7 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
         else:
             _log_why(workspace, request)
             _log_left(workspace, request)
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         write_sealed(path / REQUEST, request.record)
         started = datetime.now(UTC)
         summary = build(WorkDir(path, lock_fd))

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.files import read_sealed, write_sealed
+from deepfloyd_core.files import TMP_PREFIX, make_folder, read_sealed, write_sealed
 from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
 
 FOLDER = "collected"
@@ -56,7 +56,7 @@ def gone_folder(workspace: Path, name: str) -> Path:
 def write_record(workspace: Path, name: str, when: datetime, manifest: Manifest) -> None:
     """Record that an artifact is collected."""
     file = record_file(workspace, name)
-    file.parent.mkdir(exist_ok=True)
+    make_folder(file.parent)
     record = Collected(when=when.astimezone(UTC).isoformat(timespec="seconds"), manifest=manifest)
     write_sealed(file, record.model_dump(mode="json"))
 
@@ -82,6 +82,8 @@ def collected_records(workspace: Path) -> Records:
     """All records of a workspace, also of artifacts that a killed `gc` has not removed yet."""
     known, damaged = dict[str, Collected](), list[str]()
     for file in sorted((workspace / FOLDER).glob("*.json")):
+        if file.name.startswith(TMP_PREFIX):
+            continue  # of a killed `gc`
         try:
             record = _read(file)
         except (ArtifactError, OSError) as error:

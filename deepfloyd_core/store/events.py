@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.files import read_sealed, write_sealed
+from deepfloyd_core.files import make_folder, read_sealed, write_sealed
 from deepfloyd_core.store.verdicts import GateReport
 
 FOLDER = "versions"
@@ -141,7 +141,7 @@ def append_event(
         number=number, version=version, kind=kind, reason=" ".join(reason.split()), by=by, when=when, report=report
     )
     file = _record(workspace, number)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     write_sealed(file, event.model_dump(mode="json"))
     return event
 

@@ -75,11 +75,6 @@ def try_all(workspace: Path) -> Trials:
         )
 
 
-def is_read_only(workspace: Path) -> bool:
-    """Whether a workspace exists and this user may not write there: what is finished can still be read."""
-    return is_there(workspace) and not os.access(workspace, os.W_OK)
-
-
 def _refusal(act: Callable[[], object], workspace: Path) -> str:
     try:
         act()

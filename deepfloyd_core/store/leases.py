@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, ParamSpec, TypeVar
 
 from deepfloyd_core.store.file_faults import flock
-from deepfloyd_core.store.locks import locked
+from deepfloyd_core.store.locks import is_read_only, locked
 
 FOLDER = ".leases"
 _LOCK = "leases"  # held for milliseconds; who holds it waits for no other lock
@@ -53,7 +53,8 @@ def leased(run: Callable[_P, _R]) -> Callable[_P, _R]:
         finally:
             _LEASES.reset(token)
             for lease in leases.values():
-                Path(lease.file.name).unlink(missing_ok=True)
+                with suppress(OSError):  # its lock ends with it, and the next `gc` removes it
+                    Path(lease.file.name).unlink(missing_ok=True)
                 lease.file.close()
 
     return body
@@ -62,10 +63,10 @@ def leased(run: Callable[_P, _R]) -> Callable[_P, _R]:
 def take_lease(workspace: Path, name: str) -> None:
     """Keep an artifact, finished or not, from `gc` until the run ends. To be called before looking whether it exists.
 
-    Does nothing outside of a `leased` function.
+    Does nothing outside of a `leased` function, and in a workspace that this user may only read.
     """
     leases = _LEASES.get()
-    if leases is None or (workspace in leases and name in leases[workspace].names):
+    if leases is None or (workspace in leases and name in leases[workspace].names) or is_read_only(workspace):
         return
     with locked(workspace, _LOCK, quiet=True):
         if workspace not in leases:

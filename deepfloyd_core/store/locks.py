@@ -1,4 +1,8 @@
-"""One lock for each artifact of a workspace, and one for its runs; the kernel frees the lock of a killed run."""
+"""One lock for each artifact of a workspace, and one for its runs; the kernel frees the lock of a killed run.
+
+In a workspace that this user may only read nothing is locked: what is finished there can be used, and the first write
+says that there is none.
+"""
 
 import fcntl
 import logging
@@ -7,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deepfloyd_core.config.base import is_there
 from deepfloyd_core.errors import BusyError
+from deepfloyd_core.files import make_folder
 from deepfloyd_core.store.file_faults import flock, written
 
 log = logging.getLogger(__name__)
@@ -19,12 +25,17 @@ ELSEWHERE = "Set `workspace` to a folder on a local disk"
 
 def create_workspace(workspace: Path) -> None:
     """Create a workspace with mode 0700: it may hold private pictures. An existing one keeps its mode."""
-    workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(workspace, 0o700)
 
 
 def artifact_lock(name: str) -> str:
     """The name of an artifact's lock. name: KIND/FINGERPRINT."""
     return name.replace("/", "-")
+
+
+def is_read_only(workspace: Path) -> bool:
+    """Whether a workspace exists and this user may not write there: what is finished can still be read."""
+    return is_there(workspace) and not os.access(workspace, os.W_OK)
 
 
 @contextmanager
@@ -34,17 +45,26 @@ def locked(workspace: Path, name: str, *, quiet: bool = False) -> Iterator[int]:
     quiet: do not log a wait. Raises StorageError in place of any OSError of the block.
     """
     with written(workspace):
-        path, fd = _opened(workspace, name)
+        if is_read_only(workspace):
+            path, fd = workspace, os.open(workspace, os.O_RDONLY)
+        else:
+            path, fd = _opened(workspace, name)
         try:
-            try:
-                flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path, ELSEWHERE)
-            except BlockingIOError:
-                if not quiet:
-                    log.info("%s: another run holds it; waiting", name)
-                flock(fd, fcntl.LOCK_EX, path)
+            if path != workspace:
+                _take(fd, path, "" if quiet else name)
             yield fd
         finally:
             os.close(fd)
+
+
+def _take(fd: int, path: Path, told: str) -> None:
+    """told: how the log calls a lock that has to be waited for; empty: not at all."""
+    try:
+        flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path, ELSEWHERE)
+    except BlockingIOError:
+        if told:
+            log.info("%s: another run holds it; waiting", told)
+        flock(fd, fcntl.LOCK_EX, path)
 
 
 @contextmanager
@@ -82,6 +102,9 @@ def only_run(workspace: Path, name: str, *, wait: bool) -> Iterator[None]:
 
     Raises BusyError, with the name of the run that holds it, unless this run may wait.
     """
+    if is_read_only(workspace):
+        yield
+        return
     with written(workspace):
         path, fd = _opened(workspace, "run")
     try:

@@ -10,10 +10,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
-from deepfloyd_core.files import read_sealed, write_sealed
+from deepfloyd_core.files import make_folder, read_sealed, write_sealed
 from deepfloyd_core.store.artifacts import Artifact, damaged_parts, missing_parts
 from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.events import FOLDER, SERVING, Event, LostEvent, read_events, standing
@@ -24,6 +27,7 @@ from deepfloyd_core.types import Json
 _RECORD = re.compile(r"\d{4,}\.json")
 _REPORTS = "reports"
 _TOLD = 3  # versions, of those without a champion
+_Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 _LOST = "Take it from a backup: no run writes it again"
 
 
@@ -42,9 +46,11 @@ class Origin:
 class Version:
     """One published bundle."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     number: int
-    bundle: str
-    image_index: str
+    bundle: _Fingerprint
+    image_index: _Fingerprint
     data: str  # fingerprint of the pictures and captions it was made from
     lineage: Lineage  # of the bundle, as far as its manifests could be read
     run_file: str = ""  # of the run that published it, from the workspace: the same when both are moved
@@ -57,9 +63,12 @@ class Version:
         return f", of {Path(self.run_file).name}" if self.run_file else ""
 
 
+_READ = TypeAdapter(Version)
+
+
 def record_version(workspace: Path, bundle: Artifact, index: Artifact, origin: Origin) -> Version:
     """Give a bundle the next version number. The caller holds the lock of versions."""
-    (workspace / FOLDER).mkdir(exist_ok=True)
+    make_folder(workspace / FOLDER)
     known = [event.version for event in read_events(workspace) if isinstance(event, Event)]  # also of lost records
     number = max([*published_numbers(workspace), *known], default=0) + 1
     lineage = lineage_of(workspace, bundle.name)
@@ -232,8 +241,8 @@ def _read(workspace: Path, number: int) -> Version:
     """The record of a version. Raises ArtifactError when it is damaged or missing, OSError where a disk fails."""
     file = _record(workspace, number)
     try:
-        version = Version(**read_sealed(file, _LOST))
-    except TypeError:
+        version = _READ.validate_python(read_sealed(file, _LOST))
+    except ValidationError:
         raise ArtifactError(f"{file} is a sealed record, and not of a version. {_LOST}.") from None
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(_unreadable(file, number, error)) from None

@@ -5,7 +5,6 @@ the existing files and encodes only the added texts. An interrupted build contin
 """
 
 import math
-import shutil
 import time
 import unicodedata
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.run_text import TextKeys
-from deepfloyd_core.errors import ArtifactError, ModelError
+from deepfloyd_core.errors import ModelError
 from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.models.text_encoders import TEXT_ENCODERS
@@ -31,6 +30,8 @@ from deepfloyd_core.models.unet import DTYPES, use_threads
 from deepfloyd_core.pictures.sheets import save_token_counts
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.file_faults import need_room
 from deepfloyd_core.store.parts import finish_part, part_is_whole, take_part
 from deepfloyd_core.store.reuse import files_as_recorded, worth_keeping
 from deepfloyd_core.text.bounds import bounded
@@ -81,7 +82,7 @@ class _Plan:
 def encode_captions(job: Job[EncodeRequest]) -> EmbedsSummary:
     """Store the hidden states of the captions.
 
-    Each file is finished on its own: an interrupted build continues after the last finished one. Raises ArtifactError
+    Each file is finished on its own: an interrupted build continues after the last finished one. Raises StorageError
     when the disk has not enough room.
     """
     request, out = job.request, job.out
@@ -242,12 +243,8 @@ def _stored_bytes(rows: int, schema: pa.Schema) -> int:
 
 
 def _check_room(out: Path, rows: int, schema: pa.Schema) -> None:
-    needed, free = _stored_bytes(rows, schema), shutil.disk_usage(out).free
-    if needed > free:
-        raise ArtifactError(
-            f"The embeds of {rows} texts take {needed / 2**30:.1f} GiB and {out} has {free / 2**30:.1f} GiB free. Make "
-            "room, use another workspace, or set embed_compression = packed (36 % less)."
-        )
+    advice = "Make room, use another workspace, or set embed_compression = packed (36 % less)"
+    need_room(out, _stored_bytes(rows, schema), f"The embeds of {many(rows, 'text take', 'texts take')}", advice)
 
 
 @dataclass

@@ -3,15 +3,13 @@
 An epoch visits every crop of a data set once: the rows of each size are shuffled and cut into batches (the last one may
 be short), then the batches are shuffled. Several data sets take turns, one batch each; every data set has epochs of its
 own. In a warm training so do the known and the new pictures of a data set. No state is kept between steps. So a run can
-resume at any step, and `batches_from` at any sample, from the number alone. Any number of workers may each fetch some
-batches, and any number of ranks may share each batch.
+resume at any step from the number alone. Any number of workers may each fetch some batches, and ranks share them
+(`turns`).
 """
 
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import count
 from threading import Lock
 from typing import NamedTuple
 
@@ -151,13 +149,6 @@ class BatchOrder:
             place -= batches
         raise AssertionError("an epoch's order holds numbers of its batches only")
 
-    def samples_before(self, number: int) -> int:
-        """How many samples the batches before batch `number` of the run have."""
-        epoch, turn = divmod(number, self.batches_per_epoch)
-        cuts = [np.append(np.arange(0, rows, self.batch_size), rows) for _, rows in self.counts]
-        sizes = np.concatenate([np.diff(cut) for cut in cuts])
-        return epoch * int(sizes.sum()) + int(sizes[_epoch(self, epoch)[1][:turn]].sum())
-
 
 @dataclass(frozen=True)
 class OrderSettings:
@@ -215,28 +206,6 @@ class MixedOrder:
         place, before = self._mix.pick(number)
         size, chosen = self.orders[place].batch(before)
         return size, self._places[place][1][size][chosen]
-
-    def samples_before(self, number: int) -> int:
-        """How many samples the batches before batch `number` of the run have."""
-        given = self._mix.given(number)
-        return sum(order.samples_before(before) for order, before in zip(self.orders, given, strict=True))
-
-
-def batches_from(
-    order: BatchOrder | MixedOrder, sample: int, rank: int = 0, ranks: int = 1
-) -> Iterator[tuple[Size, np.ndarray]]:
-    """A rank's part of each batch of the run, from sample number `sample` of the run on, without end.
-
-    Of every batch, rank r takes samples r, r + ranks, ... So the run's samples are the same, in the same order, for any
-    number of ranks, also when this number changes at a restart. A part is empty if a batch (the last of a size, or the
-    rest of an interrupted one) has fewer samples than there are ranks.
-    """
-    first = bisect_right(range(sample + 1), sample, key=order.samples_before) - 1  # each batch has at least one
-    skipped = sample - order.samples_before(first)
-    for number in count(first):
-        size, rows = order.batch(number)
-        yield size, rows[skipped:][rank::ranks]
-        skipped = 0
 
 
 def _epoch(order: BatchOrder, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.errors import ArtifactError, StorageError
 from deepfloyd_core.files import fsync_path, read_sealed, sha256_file, write_bytes, write_sealed
+from deepfloyd_core.models.tensor_files import save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -47,28 +48,38 @@ class Checkpoint:
 
 
 def save_checkpoint(out: Path, checkpoint: Checkpoint, limit: int) -> None:
-    """Write one checkpoint durably, then drop the oldest beyond `limit`.
+    """Write one checkpoint durably, then drop the oldest beyond `limit`. One that cannot be written leaves nothing behind.
 
     Those of later steps are dropped as well: this training would have gone on from one of them if it were whole.
     """
     folder = out / FOLDER / f"step-{checkpoint.step:08d}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    try:
+        _write(folder, checkpoint)
+    except (OSError, StorageError):  # a disk that is full, and needs this room
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    kept = [each for each in _folders(out) if each <= folder][-limit:]
+    for old in _folders(out):
+        if old not in kept:
+            try:
+                shutil.rmtree(old)
+            except OSError as error:  # the new one is whole
+                log.warning("the old checkpoint %s cannot be removed: %s", old, error.strerror)
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
     for name in _TENSORS:
-        file = folder / f"{name}.safetensors"
-        save_file(getattr(checkpoint, name), file)
-        fsync_path(file)
+        what = f"`{name}` of the checkpoint of step {checkpoint.step}"
+        save_tensors(getattr(checkpoint, name), folder / f"{name}.safetensors", what=what)
     plain = {"numbers": checkpoint.numbers, "metrics": [vars(row) for row in checkpoint.metrics]}
     for name, value in plain.items():  # floats keep every bit: json writes the shortest text that reads back the same
         write_bytes(folder / f"{name}.json", json.dumps(value).encode())
     hashes = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
     write_sealed(folder / _SEAL, {"step": checkpoint.step, "files": hashes})
     fsync_path(folder.parent)
-    fsync_path(out)
-    kept = [each for each in _folders(out) if each <= folder][-limit:]
-    for old in _folders(out):
-        if old not in kept:
-            shutil.rmtree(old)
+    fsync_path(folder.parent.parent)
 
 
 def load_checkpoint(out: Path, most: int | None = None) -> Checkpoint | None:

@@ -32,6 +32,8 @@ from deepfloyd_core.hashing import caption_id, hash_seed
 from deepfloyd_core.models.unet import DTYPES, autocast
 from deepfloyd_core.training.batches import Batch, Draws, Rollout, draw
 from deepfloyd_core.training.draws import vary
+from deepfloyd_core.training.ranks import ALONE, Ranks
+from deepfloyd_core.training.turns import Turns, turns_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,12 @@ class TrainingContext:
     has_parent: bool = False  # it starts from trained weights
     is_previewed: bool = False  # `validation_step_interval` is of previews, which are not asked for
     model: Path | None = None  # the folder of the base model, for what is said of it
+    ranks: Ranks = ALONE
+
+    @property
+    def turns(self) -> Turns:
+        """Which part of each step this process computes."""
+        return turns_of(self.config, self.ranks.rank, self.ranks.size)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.measures.held_out_loss import HeldOutLosses
 from deepfloyd_core.processes.jobs import JobRequest
 from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.inputs import A, Inputs
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.pinned import PinnedFile
@@ -75,17 +76,21 @@ class TrainingSummary(TrainingFigures):
     start_difference: float | None = None
     # The size of micro-batches by the first step, counted from 0, that has it; before the first one batches are whole.
     micro_batches: Mapping[int, int] = {}
+    # The number of ranks by the first step that has it; before the first one there is one process.
+    ranks: Mapping[int, int] = {}
     samples_per_s: float | None = None  # None: this process did no step
     eval_by_t: Mapping[int, tuple[float, float]] = {}  # held-out losses, base and trained, at timesteps 0 to 999
 
     @property
-    def mixed_batches(self) -> str:
-        """How its batches were cut, in words; empty where all steps cut them alike."""
-        sizes = {0: 0, **self.micro_batches}
-        if len(sizes) == 1:
-            return ""
+    def mixed_sums(self) -> str:
+        """How its batches were cut and shared out, in words; empty where all steps do it alike."""
+        sizes, ranks = {0: 0, **self.micro_batches}, {0: 1, **self.ranks}
         cut = {first: f"in micro-batches of {size}" if size else "whole" for first, size in sizes.items()}
-        return ", ".join(f"{how} from step {first + 1} on" for first, how in sorted(cut.items()))
+        shared = {first: f"by {many(count, 'process', 'processes')}" for first, count in ranks.items()}
+        return " and ".join(
+            ", ".join(f"{how} from step {first + 1} on" for first, how in sorted(changes.items()))
+            for changes in (cut, shared) if len(changes) > 1
+        )  # fmt: skip
 
     @property
     def by_timestep(self) -> list[dict[str, float]]:
@@ -111,6 +116,12 @@ class TrainRequest(JobRequest[TrainingSummary]):
     prompts: tuple[str, ...] = ()  # of the validations
     previews: int = 0  # steps between two, where no validations are asked for; 0: none
     inputs: TrainingInputs[Artifact]
+    rank: int = 0  # of this process
+    ranks: int = 1  # processes that share each step
+
+    def of_ranks(self, count: int) -> "list[TrainRequest]":
+        """The requests of the processes that share its steps."""
+        return [self.model_copy(update={"rank": rank, "ranks": count}) for rank in range(count)]
 
 
 def train_job(

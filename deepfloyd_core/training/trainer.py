@@ -4,14 +4,9 @@ Every draw is a function of (seed, forward pass), the learning rate of the step,
 checkpoint holds only the trained parameters, their moving average, the optimizer's state and a step number.
 """
 
-import math
-import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +18,7 @@ from deepfloyd_core.config.stage_run import device_fault
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.rows import held_out_ids
 from deepfloyd_core.diffusion.conditioning import as_conditioning
-from deepfloyd_core.errors import ConfigError, JobError, Stop
+from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.measures.held_out_loss import HeldOutLosses
@@ -37,71 +32,82 @@ from deepfloyd_core.models.unet import (
     use_repeatable_kernels,
     use_threads,
 )
+from deepfloyd_core.processes.job_processes import JobFiles
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.specs import SampleSpec, sample_specs
 from deepfloyd_core.text.projection import Projected, raw_texts
 from deepfloyd_core.training.attention import set_attention
 from deepfloyd_core.training.batches import Draws, MixedOrder, OrderSettings, TrainingRows
-from deepfloyd_core.training.checkpoints import StepMetrics, last_good
+from deepfloyd_core.training.checkpoints import StepMetrics
 from deepfloyd_core.training.compiled import check_backend, compiled_unet
 from deepfloyd_core.training.eval_loss import HELD_OUT, GridLoss, LossComparison, compared, grid_pictures, mean_loss
 from deepfloyd_core.training.forward import Prepared, TrainingContext, feed, predict_noise, prepare
 from deepfloyd_core.training.jobs import VALIDATION_FILE, TrainingSummary, TrainRequest
-from deepfloyd_core.training.live_curve import LiveCurve, save_curve, show_at_end
-from deepfloyd_core.training.micro_batches import add_gradients, check_separable, keep_size
-from deepfloyd_core.training.optimizers import check_savable, set_learning_rate
-from deepfloyd_core.training.out_of_memory import out_of_memory
-from deepfloyd_core.training.prefetch import Prefetcher
+from deepfloyd_core.training.live_curve import save_curve, show_at_end
+from deepfloyd_core.training.micro_batches import KeptSizes, check_separable, keep_sizes
 from deepfloyd_core.training.previews import PICTURES, PREVIEWS
+from deepfloyd_core.training.ranks import ALONE, Ranks, joined, threads_of_rank
 from deepfloyd_core.training.recompute import recompute_activations
-from deepfloyd_core.training.schedule import learning_rate_at
 from deepfloyd_core.training.start import known_pictures
-from deepfloyd_core.training.state import CheckpointWriter, TrainingState, averaged, take_averages, training_state
-from deepfloyd_core.training.throughput import Throughput
-from deepfloyd_core.training.trackers import MetricLogger, open_loggers, show_validation, shown_metrics
+from deepfloyd_core.training.state import training_state
+from deepfloyd_core.training.steps import run_steps
+from deepfloyd_core.training.trackers import open_loggers, show_validation
 from deepfloyd_core.training.validation import (
     Validation,
     published_losses,
     read_losses,
     write_validations,
 )  # fmt: skip
-from deepfloyd_core.types import Report
 
 METRICS_FILE = "metrics.parquet"
 
 
-def train(job: Job[TrainRequest]) -> TrainingSummary:
-    """Train a stage's LoRA, biases or UNet into job.out, from its newest checkpoint. Returns the manifest's summary."""
-    request, inputs, stage, folder = job.request, job.request.inputs, job.request.stage, job.request.model
-    use_threads(request.machine.num_threads)
-    context = set_up(job)
-    held_out, known = held_out_ids(inputs.eval_set), known_pictures(inputs.start)
-    rows = TrainingRows(inputs.pixels, held_out, inputs.conditioning, inputs.low_res, known)
+def train(job: Job[TrainRequest]) -> TrainingSummary | None:
+    """Train a stage's LoRA, biases or UNet into job.out, from its newest checkpoint. Returns the manifest's summary; None in
+    a rank that does not write it.
+    """
+    request, machine = job.request, job.request.machine
+    use_threads(threads_of_rank(machine.num_threads, request.ranks))
+    device, meeting = pick_device(machine.device, request.rank), JobFiles(job.out, request.job).meeting
+    with joined(request.rank, request.ranks, machine.exact_ranks, device, meeting) as ranks:
+        return _train(job, set_up(job, ranks))
+
+
+def _train(job: Job[TrainRequest], context: TrainingContext) -> TrainingSummary | None:
+    request, stage, folder, ranks = job.request, job.request.stage, job.request.model, context.ranks
+    rows = _rows(request)
     order = _order(request, rows)
     validation = _validation(context, rows, order, job)
     shown = _previews(validation, request) if request.previews else validation
     state, method = training_state(context), method_of(context.config)
     first, last, metrics = state.step, context.config.steps, state.metrics
-    sizes = keep_size(job.out, first, context.config)
+    ranks.check_alike(list(state.params.values()), f"Stage {stage}, step {first + 1}: what the training goes on from")
+    sizes = keep_sizes(job.out, first, context) if ranks.leads else KeptSizes()
     listed = {**context.config.model_dump(mode="json"), "seed": request.seed}
-    with open_loggers(request.machine.trackers, listed, job.out, metrics[:]) as show:
+    with open_loggers(request.machine.trackers if ranks.leads else (), listed, job.out, metrics[:]) as show:
         seconds = run_steps(context, state, _passes(context, rows, order), shown, show, job.report)
+        ranks.check_alike(list(state.params.values()), f"Stage {stage}, step {last}: the trained model")
         del state  # the optimizer's states can be twice as large as the model
         trained = sum(param.numel() for param in trainable(context.unet).values())
         frozen = frozen_numbers(context.unet), frozen_bytes(context.unet)
-        method.save(context.unet, stage, folder, job.out)
-        trained_scheduler(folder, context.config.train_variance).save_pretrained(job.out / "scheduler")
+        if ranks.leads:
+            method.save(context.unet, stage, folder, job.out)
+            trained_scheduler(folder, context.config.train_variance).save_pretrained(job.out / "scheduler")
+        ranks.wait()  # for its files
         difference = method.reload(context.unet, stage, folder, job.out)
         tuned, pictures = validation.take(last)
         show_validation(show, last, tuned, pictures)
-    show_at_end(metrics, stage, job.out)
     method.remove(context.unet, folder)
     base = validation.losses("of the base")
+    if not ranks.leads:
+        return None
+    show_at_end(metrics, stage, job.out)
     change = compared(base, tuned)
     _write_figures(stage, job.out, metrics, write_validations(base, stage, validation.wanted, job.out))
     return TrainingSummary(
         steps=last,
-        micro_batches=sizes,
+        micro_batches=sizes.micro_batches,
+        ranks=sizes.ranks,
         rows=sum(rows.counts.values()),
         pictures=rows.pictures,
         buckets=tuple(order.buckets()),
@@ -153,11 +159,11 @@ def _start_difference(job: Job[TrainRequest]) -> float | None:
     return max((abs(loss - before) for loss, before in pairs if before is not None), default=None)
 
 
-def set_up(job: Job[TrainRequest]) -> TrainingContext:
+def set_up(job: Job[TrainRequest], ranks: Ranks = ALONE) -> TrainingContext:
     """The model with its new parts, the text and the schedulers on the device. Raises ConfigError where the device cannot
     do what a key asks for."""
     request, stage, folder = job.request, job.request.stage, job.request.model
-    device, previews = pick_device(request.machine.device), {"validation_step_interval": request.previews}
+    device, previews = pick_device(request.machine.device, ranks.rank), {"validation_step_interval": request.previews}
     config = request.settings.model_copy(update=previews if request.previews else {})
     use_repeatable_kernels(device)
     if fault := device_fault(config, "rocm" if torch.version.hip else device.type):
@@ -172,7 +178,7 @@ def set_up(job: Job[TrainRequest]) -> TrainingContext:
     if parent is not None:
         method.start(unet, parent)
     set_attention(unet, config.attention_mechanism)
-    check_separable(unet, config)
+    check_separable(unet, config, ranks.size)
     if config.gradient_checkpointing:
         recompute_activations(unet)
     unet.to(device)
@@ -183,6 +189,7 @@ def set_up(job: Job[TrainRequest]) -> TrainingContext:
     return TrainingContext(
         stage, config, request.seed, unet, load_scheduler(folder), noising, texts, device, job.out, compiled,
         has_parent=parent is not None, is_previewed=request.previews > 0, model=folder,
+        ranks=ranks,
     )  # fmt: skip
 
 
@@ -199,7 +206,7 @@ def _validation(context: TrainingContext, rows: TrainingRows, order: MixedOrder,
     grid, negative = grid_pictures(eval_set, rows, order, stage, pairs), request.validation.validation_negative_prompt
     return Validation(
         stage, config, negative, request.model, context.unet, context.texts, predict, context.scheduler.alphas_cumprod,
-        grid, wanted, context.out, job.report,
+        grid, wanted, context.out, job.report, ranks=context.ranks,
     )  # fmt: skip
 
 
@@ -220,95 +227,20 @@ def _specs(request: TrainRequest) -> list[SampleSpec]:
 
 
 def _passes(context: TrainingContext, rows: TrainingRows, order: MixedOrder) -> Callable[[int], Prepared]:
-    """A function that makes the inputs of a forward pass from its number."""
+    """A function that makes the inputs of a forward pass from the number of its turn."""
 
-    def make(number: int) -> Prepared:
+    def make(turn: int) -> Prepared:
+        number = context.turns.number(turn)
         batch = rows.take(*order.batch(number))
         return prepare(context, batch, number, rows.image_ids(batch))
 
     return make
 
 
-def run_steps(
-    context: TrainingContext, state: TrainingState, make: Callable[[int], Prepared], validation: Validation,
-    show: MetricLogger, report: Report,
-) -> float:  # fmt: skip
-    """The loop, from the steps that the state has done; `make` prepares a pass. Returns the seconds that the steps took.
-
-    Raises Stop after the checkpoint of the current step when the process was asked to end.
-    """
-    config, seconds = context.config, 0.0
-    asked, pace, checkpoints = _StopRequest(), Throughput(context.device), CheckpointWriter(state, config, context.out)
-    passes, curve = config.steps * config.gradient_accumulation_steps, LiveCurve(context.stage, context.out)
-    with Prefetcher(make, config.dataloader_num_workers, passes) as ahead:
-        for step in range(state.step, config.steps):
-            if _due(context, step) and not validation.taken(step):
-                checkpoints.write()
-                with asked.at_once(), averaged(state):
-                    show_validation(show, step, *validation.take(step))
-                pace = Throughput(context.device)
-            context.unet.train()
-            began = time.monotonic()
-            state.metrics.append(take_step(context, state, ahead, step))
-            seconds += time.monotonic() - began
-            pace.step(config.samples_per_step)
-            _tell(report, config.steps, state.metrics[-1], pace, show)
-            curve.step(state.metrics)
-            finished, stop = step + 1 == config.steps, asked.stop
-            if finished or stop or checkpoints.due:
-                checkpoints.write()
-            if stop:
-                asked.release()  # a tracker may take long to close
-                raise Stop
-    asked.release()  # the rest can be long, and restarts from the last checkpoint
-    take_averages(state)
-    return seconds
-
-
-def _due(context: TrainingContext, step: int) -> bool:
-    """Whether there is a validation or a preview before a step. Before the first step of a parent, for comparison; of the
-    base there are no previews.
-    """
-    interval = context.config.validation_step_interval or 0
-    if step == 0:
-        return context.has_parent or (interval > 0 and not context.is_previewed)
-    return interval > 0 and step % interval == 0
-
-
-def _tell(report: Report, steps: int, row: StepMetrics, pace: Throughput, show: MetricLogger) -> None:
-    show(row.step, {**shown_metrics(row), "samples_per_s": pace.samples_per_s, "peak_gib": pace.peak_gib}, ())
-    line = f"loss {row.loss:.4f} lr {row.lr:.1e} grad {row.grad_norm:.2f}"
-    report(row.step, steps, f"{line} {pace.line}")
-
-
-def take_step(context: TrainingContext, state: TrainingState, ahead: Prefetcher[Prepared], step: int) -> StepMetrics:
-    """One optimizer step, `step` counted from 0. Returns its metrics.
-
-    Raises JobError when memory runs out or anything is not finite, or after the first step when the optimizer's state could
-    not be saved.
-    """
-    config, lr = context.config, learning_rate_at(context.config, step)
-    set_learning_rate(state.optimizer, lr, config.learning_rate)
-    loss, shown = 0.0, list[str]()
-    for micro in range(config.gradient_accumulation_steps):
-        number = step * config.gradient_accumulation_steps + micro
-        prepared = ahead.take(number)
-        try:
-            loss += add_gradients(context, prepared)
-        except torch.OutOfMemoryError:
-            raise out_of_memory(context, prepared, step) from None
-        shown += prepared.image_ids
-    norm = float(torch.nn.utils.clip_grad_norm_(state.params.values(), config.max_grad_norm or math.inf))
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        left, batch = last_good(context.out), ", ".join(shown)
-        raise JobError(f"Step {step + 1}: loss is {loss}, gradient norm {norm}. The batch was {batch}. {left}")
-    state.optimizer.step()
-    if step == 0:
-        check_savable(state.optimizer, config.optimizer)
-    state.optimizer.zero_grad(set_to_none=True)
-    if state.ema is not None:
-        state.ema.step(state.params.values())
-    return StepMetrics(step + 1, loss, lr, norm)
+def _rows(request: TrainRequest) -> TrainingRows:
+    inputs = request.inputs
+    held_out, known = held_out_ids(inputs.eval_set), known_pictures(inputs.start)
+    return TrainingRows(inputs.pixels, held_out, inputs.conditioning, inputs.low_res, known)
 
 
 def _order(request: TrainRequest, rows: TrainingRows) -> MixedOrder:
@@ -318,25 +250,3 @@ def _order(request: TrainRequest, rows: TrainingRows) -> MixedOrder:
         hash_seed(request.seed, request.stage), request.sampling == "auto-weighting", request.new_share,
     )  # fmt: skip
     return MixedOrder(rows, dict(request.shares), settings)
-
-
-class _StopRequest:
-    """Remembers SIGTERM until the current step is done, so that a checkpoint holds complete steps only."""
-
-    def __init__(self) -> None:
-        self.stop = False
-        self._before = signal.signal(signal.SIGTERM, self._on_signal)
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """In this block SIGTERM ends the process at once, as before: the block can be long, and a checkpoint was written."""
-        self.release()
-        yield
-        signal.signal(signal.SIGTERM, self._on_signal)
-
-    def release(self) -> None:
-        """Restore the previous handler of the signal."""
-        signal.signal(signal.SIGTERM, self._before)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.stop = True

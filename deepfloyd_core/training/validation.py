@@ -31,8 +31,16 @@ from deepfloyd_core.sampling.cascade import Sample, save_png
 from deepfloyd_core.sampling.parts import counted
 from deepfloyd_core.sampling.sampler import Sampler, sample
 from deepfloyd_core.sampling.specs import SampleSpec
-from deepfloyd_core.training.eval_loss import HELD_OUT, GridLoss, GridPicture, Predict, grid_losses, mean_loss
+from deepfloyd_core.training.eval_loss import (
+    HELD_OUT,
+    GridLoss,
+    GridPicture,
+    Predict,
+    grid_losses,
+    mean_loss,
+)
 from deepfloyd_core.training.jobs import VALIDATION_FILE, VALIDATION_SHEET
+from deepfloyd_core.training.ranks import ALONE, Ranks
 from deepfloyd_core.types import Report
 
 PICTURES = "validation"
@@ -56,18 +64,23 @@ class Validation:
     wanted: list[SampleSpec]  # none: only losses are taken
     out: Path
     report: Report
-    kept: Path | None = (
-        None  # where the losses at step 0 are kept as well: of a parent, which the summary compares with
-    )
+    # Where the losses at step 0 are kept as well: of a parent, which the summary compares with.
+    kept: Path | None = None
+    ranks: Ranks = ALONE  # each takes a part, and gets all losses
 
     def losses(self, of: str) -> list[GridLoss]:
         """The losses on the grid, see `grid_losses`. of: whose, for people."""
         self.unet.eval()
-        line = f"held-out losses {of}"
-        return grid_losses(
-            self.grid, self.predict, self.settings.validation_noise_level, self.bars,
-            lambda done, total: self.report(done, total, line),
+        line, rank, size = f"held-out losses {of}", self.ranks.rank, self.ranks.size
+        own = self.grid[rank::size]
+        losses = grid_losses(
+            own, self.predict, self.settings.validation_noise_level, self.bars,
+            lambda done, total: self.report(done * size, total * size, line),
         )  # fmt: skip
+        points = len(losses) // len(own) if own else 0
+        by_picture = [losses[first : first + points] for first in range(0, len(losses), points)] if own else []
+        of_ranks = self.ranks.gathered(by_picture)
+        return [row for number in range(len(self.grid)) for row in of_ranks[number % size][number // size]]
 
     def taken(self, step: int) -> bool:
         """Whether `take` has finished for a step, also in a process before."""
@@ -80,6 +93,9 @@ class Validation:
         """
         losses = self.losses(f"at step {step}")
         paths = _save_pictures(self, step)
+        self.ranks.wait()
+        if not self.ranks.leads:
+            return losses, paths
         for out in (*([self.kept] if self.kept and step == 0 else []), self.out):  # the last one tells that it is taken
             _losses_file(out, step).parent.mkdir(exist_ok=True)
             write_note(_losses_file(out, step), json.dumps([vars(row) for row in losses]).encode())
@@ -124,14 +140,20 @@ def _save_pictures(plan: Validation, step: int) -> list[Path]:
     """Sample the validation pictures and save PNGs. In fp32 they equal those of the stock pipeline with the product,
     bit for bit.
     """
-    settings, stage, unet, out, texts = plan.settings, plan.stage, plan.unet, plan.out, plan.texts
+    settings, stage, unet, texts = plan.settings, plan.stage, plan.unet, plan.texts
+    folder = plan.out / PICTURES / f"step-{step:08d}"
     scheduler = trained_scheduler(plan.folder, settings.train_variance)
     pipeline = stock_pipeline(plan.folder, stage, unet, scheduler)
     sampled = counted(plan.report, len(plan.wanted), f"samples at step {step}") if plan.wanted else lambda count: None
     sampler = Sampler(stage, settings, pipeline, scheduler, unet.device, sampled)
     paths: list[Path] = []
     without = [caption_id(plan.negative_prompt)]
-    for part in _batches(plan.wanted, settings.sampled_at_once):
+    for number, part in enumerate(_batches(plan.wanted, settings.sampled_at_once)):
+        files = [folder / f"{len(paths) + place:03d}.png" for place in range(len(part))]
+        paths += files
+        if number % plan.ranks.size != plan.ranks.rank:
+            sampled(len(part))
+            continue
         text, negative = texts([caption_id(item.prompt) for item in part]), texts(without * len(part))
         seeds, found = (
             [item.seed for item in part],
@@ -144,9 +166,8 @@ def _save_pictures(plan: Validation, step: int) -> list[Path]:
             autocast(unet.device, settings.mixed_precision),
         ):
             made = sample(sampler, text.rows, negative.rows, seeds, part[0].size, inputs)
-        for item, picture in zip(part, to_bytes(made).numpy(), strict=True):
-            paths.append(out / PICTURES / f"step-{step:08d}" / f"{len(paths):03d}.png")
-            save_png(picture, Sample(item.prompt, item.seed, f"step {step}", {"stage": stage}), paths[-1])
+        for item, picture, file in zip(part, to_bytes(made).numpy(), files, strict=True):
+            save_png(picture, Sample(item.prompt, item.seed, f"step {step}", {"stage": stage}), file)
     return paths
 
 

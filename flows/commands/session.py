@@ -52,7 +52,7 @@ def session(loaded: Loaded, flow: str) -> Iterator[Callable[..., Any]]:
     from deepfloyd_core.store.versions import damaged_records
     from flows.serving.api import server_needed, without_heartbeats
     from flows.serving.home import default_home
-    from flows.serving.server import page_address, prefect_server
+    from flows.serving.server import look_for_room, page_address, prefect_server
     from flows.serving.terminal_log import log_to_terminal
 
     workspace = loaded.run.workspace
@@ -70,7 +70,7 @@ def session(loaded: Loaded, flow: str) -> Iterator[Callable[..., Any]]:
 
         def call(**parameters: Any) -> Any:
             err.print(f"Prefect: {page_address(url, default_home(), is_watched(err))}")
-            with server_needed(url), without_heartbeats():
+            with server_needed(url, lambda at: look_for_room(at, default_home())), without_heartbeats():
                 return imported(flow)(config=str(loaded.config), overrides=loaded.overrides, **parameters)
 
         try:

@@ -4,7 +4,7 @@
 the credentials that it takes from the environment or the profile.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -35,10 +35,10 @@ def check_api(url: str) -> None:
 
 
 @contextmanager
-def server_needed(url: str) -> Iterator[None]:
+def server_needed(url: str, look: Callable[[str], None] = lambda url: None) -> Iterator[None]:
     """Around a flow: raise JobError if Prefect could not begin or end it, because the server is gone or lost the run.
 
-    If the flow itself had failed before, its error is raised.
+    If the flow itself had failed before, its error is raised. look: raises a better one, if it knows why the server failed.
     """
     try:
         yield
@@ -46,6 +46,7 @@ def server_needed(url: str) -> Iterator[None]:
         if fault := _server_fault(error):
             if ours := _flows_error(error):
                 raise ours from None
+            look(url)
             raise JobError(f"The Prefect server at {url} {fault}") from error
         raise
 

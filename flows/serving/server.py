@@ -23,7 +23,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from deepfloyd_core.errors import ConfigError, DeepFloydError, JobError
-from deepfloyd_core.store.file_faults import flock
+from deepfloyd_core.store.file_faults import flock, need_room
 from flows.serving.api import check_access, check_api, without_login
 from flows.serving.background import meanwhile
 from flows.serving.home import PASSWORD, PRIVATE, login_link, open_home, password
@@ -37,6 +37,9 @@ from tasks.health import ANSWER_S, healthy
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 180.0
+DATABASE_BYTES = 6_000_000  # of a new database, while its tables are made
+LEAST_BYTES = 1_000_000  # free, or a server can write nothing
+_ROOM = "Free some space there, or set PREFECT_HOME to a folder on another disk"
 STOP_TIMEOUT_S = 10.0  # then it is left to end by itself
 LARGEST_LOG = 32 << 20  # bytes; a larger one is put aside when a server starts
 LOOK_EVERY_S = 2.0  # is it alive
@@ -304,8 +307,16 @@ def _wait_until_healthy(home: Path, url: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not healthy(url):
         if server_address(home) is None or time.monotonic() > deadline:
+            need_room(home, DATABASE_BYTES, "The Prefect server did not start: its new database takes", _ROOM)
             raise JobError(f"The Prefect server did not start; its log is {home / 'server.log'}.")
         time.sleep(0.1)
+
+
+def look_for_room(url: str, home: Path) -> None:
+    """Raise StorageError where a server of this home, at this address, has no room to write."""
+    if server_address(home) == url:
+        why = f"The Prefect server at {url} cannot write. Finished work is kept. Its database needs at least"
+        need_room(home, LEAST_BYTES, why, _ROOM)
 
 
 def _leave(home: Path, users: IO[str], lock: IO[str]) -> None:

@@ -310,7 +310,7 @@ def test_a_number_is_a_published_version(folder: Path) -> None:
     (bundle.path / "stage1" / LORA_FILE).write_bytes((folder / "lora" / LORA_FILE).read_bytes())
     write_sealed(bundle.path / MANIFEST, sealed_manifest())
     (folder / "workspace" / "versions").mkdir()
-    version = {"number": 3, "bundle": bundle.fingerprint, "image_index": "", "data": "", "lineage": {}}
+    version = {"number": 3, "bundle": bundle.fingerprint, "image_index": "0" * 16, "data": "", "lineage": {}}
     write_sealed(folder / "workspace" / "versions" / "0003.json", version)
     found = find_parent(new_run(folder, "3", **LORA), 1, FOLDERS[1])
     assert found is not None and found.file == bundle.path / "stage1" / LORA_FILE

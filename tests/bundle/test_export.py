@@ -13,6 +13,7 @@ from data_world import DataWorld
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from moved_bundles import moved_bundle, run_of
 from releases import deepfloyd
+from small_disk import PAGE, small_disk
 
 from deepfloyd_core.adapters.files import LORA_FILE, product_name
 from deepfloyd_core.adapters.lora_file import weights_file
@@ -21,7 +22,7 @@ from deepfloyd_core.adapters.mixed import MixedLora, misfit
 from deepfloyd_core.adapters.mixing import load_loras
 from deepfloyd_core.bundle.export import Form, export_version
 from deepfloyd_core.config.stages import STAGES, Stage
-from deepfloyd_core.errors import ArtifactError, ConfigError
+from deepfloyd_core.errors import ArtifactError, ConfigError, StorageError
 from deepfloyd_core.models.same_output import output_change
 from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.store.artifacts import Artifact
@@ -156,3 +157,17 @@ def test_half_the_bytes_are_rounded_weights(world: DataWorld) -> None:
         file = world.folder / name / "stage1" / "unet" / "diffusion_pytorch_model.safetensors"
         sizes[name] = file.stat().st_size
     assert sizes["half"] < 0.52 * sizes["whole"]
+
+
+@pytest.mark.parametrize("form", ["merged", "kohya"])
+def test_a_full_disk_is_told_with_what_is_needed_and_leaves_nothing(world: DataWorld, form: Form) -> None:
+    run, bundle, bases = moved_bundle(world, stage1=STAGE1, stage2=STAGE2)
+    with small_disk(world.folder / "small", 30 * PAGE) as disk:
+        out = disk.folder / "out"
+        with pytest.raises(
+            StorageError, match=r"safetensors takes \d.* [kM]B, and .* has less room \(tmpfs at .* free\)"
+        ):
+            export_version(run, bundle, bases, form, out)
+        assert not list(out.iterdir()), "so the same command goes again"
+        disk.resize(30 << 20)
+        assert export_version(run, bundle, bases, form, out)

@@ -11,6 +11,7 @@ import pytest
 from hub_stand_in import TOKEN, Hub, hub_in_place
 from releases import Release, deepfloyd
 from s3_server import s3_server
+from small_disk import PAGE, small_disk
 
 from deepfloyd_core.bundle import publish_hub
 from deepfloyd_core.bundle.publish_files import RECORD, FilePlace
@@ -285,3 +286,18 @@ def test_a_record_that_is_damaged_is_told_and_nothing_is_sent(release: Release, 
     del hub.files[RECORD]
     hub.files[RECORD] = b"no record"
     assert "is damaged" in str(deepfloyd("publish", str(release.workspace), "1", "hf://me/model").exception)
+
+
+def test_a_folder_on_a_disk_that_grows_page_by_page_gets_all_files_in_the_end(release: Release, tmp_path: Path) -> None:
+    version(release, 1)
+    with small_disk(tmp_path / "small", PAGE) as disk:
+        target, pages, code = disk.folder / "published", 1, 1
+        while code:
+            pages += 3
+            disk.resize(pages * PAGE)
+            done = deepfloyd("publish", str(release.workspace), "1", str(target))
+            code, said = done.exit_code, str(done.exception)
+            assert code == 0 or (
+                f"no space left on device (tmpfs at {disk.folder}, " in said and "Free some" in said
+            ), said
+        assert pages > 20 and in_folder(target) == shown(release, FILES)

@@ -73,6 +73,47 @@ def test_so_many_unknown_keys_are_a_short_message(small_run: SmallRun, file: str
     assert "more keys are wrong" in said(small_run, file, text)
 
 
+def test_a_filter_in_a_file_is_named_with_that_file(small_run: SmallRun) -> None:
+    (entry,) = json.loads((small_run.folder / "data.json").read_text())
+    filters = small_run.folder / "filters.txt"
+    filters.write_text("a\n(\n")
+    message = said(small_run, "data.json", json.dumps([entry | {"caption_filter_list": str(filters)}]))
+    assert f"caption_filter_list in {filters}: line 2 is no regular expression" in message
+
+
 def test_so_many_faults_are_a_short_message(small_run: SmallRun) -> None:
     message = said(small_run, "data.json", json.dumps([{"id": number} for number in range(20_000)]))
     assert message.startswith("20,000 faults to correct:") and message.endswith("- and 19,900 more")
+
+
+DOTTED = ".".join(["a"] * 20_000)
+
+
+@pytest.mark.parametrize("text", [f"{DOTTED} = 1", f"[{DOTTED}]\nx = 1", f"x = {{{DOTTED} = 1}}", f'"b".{DOTTED} = 1'])
+def test_a_key_of_so_many_parts_is_one_error_at_once(small_run: SmallRun, text: str) -> None:
+    start = time.process_time()
+    assert "nested too deeply" in said(small_run, "x.toml", text)
+    assert time.process_time() - start < 3, "32 s with the square of their number"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (f"{DOTTED}=1", "more than 32 tables"),
+        ("[" * 30_000 + "=", "removes a key"),
+        (f"stage1={{{DOTTED}=1}}", "nested too deeply"),
+        ("x" * 50_000, "key=value"),
+    ],
+    ids=["key", "key to remove", "value", "no value"],
+)
+def test_an_override_of_so_many_parts_is_one_short_error_at_once(small_run: SmallRun, override: str, says: str) -> None:
+    start = time.process_time()
+    assert says in said(small_run, None, "", override)
+    assert time.process_time() - start < 3
+
+
+def test_texts_with_many_dots_are_no_deep_keys(small_run: SmallRun) -> None:
+    config = small_run.config
+    dots = ".".join("abc" * 20)
+    config.write_text(config.read_text().replace('"a purple star"', f'"{dots} and {dots}, a star"', 1))
+    assert deepfloyd("plan", str(config)).exception is None

@@ -295,6 +295,14 @@ def test_the_older_script_of_variables_is_a_run_file(files: Files) -> None:
     assert [note for note in run.notes if "BASE_DIR is ignored; variables that set no option" in note]
 
 
+def test_processes_share_the_step_that_the_file_asks_for_and_a_note_says_so(files: Files) -> None:
+    """SimpleTuner's have a batch each, so its file alone would train on fewer pictures a step than there."""
+    run = files.env(f"{SCRIPT}\nexport TRAINING_NUM_PROCESSES=4\nexport TRAIN_BATCH_SIZE=8")
+    assert (run.config.num_processes, run.config.stage(1).samples_per_step) == (4, 8)
+    (note,) = [note for note in run.notes if "num_processes" in note]
+    assert "SimpleTuner gives each a batch of its own" in note and "multiply gradient_accumulation_steps" in note
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -305,8 +313,8 @@ def test_the_older_script_of_variables_is_a_run_file(files: Files) -> None:
         ("export LR_WARMUP_STEPS=$((MAX_NUM_STEPS / 0))", "divides by 0"),
         ("export TRAINER_EXTRA_ARGS='--x=1 y'", "'y' belongs to no --option"),
         (
-            "export TRAINING_NUM_PROCESSES=4",
-            "num_processes (in the file TRAINING_NUM_PROCESSES) is '4', but a training",
+            "export TRAINING_NUM_MACHINES=2",
+            "num_machines (in the file TRAINING_NUM_MACHINES) is '2', but a training",
         ),
         ("export MAX_NUM_STEPS=many", "max_train_steps (in the file MAX_NUM_STEPS) is 'many'"),
         ("export TRAINER_EXTRA_ARGS='--lorarank=1'", "lorarank is not a known key. Did you mean lora_rank?"),

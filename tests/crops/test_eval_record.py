@@ -15,6 +15,7 @@ from data_world import DataWorld
 from deepfloyd_core.bundle.verify import verify_workspace
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.eval_choice import Choice, check_left, choose_held_out, held_out_pictures
+from deepfloyd_core.crops.eval_record import copy_closed, damaged_records, eval_record
 from deepfloyd_core.errors import ArtifactError, DataError
 from deepfloyd_core.files import write_sealed
 from deepfloyd_core.index.ledger import INDEX_FILE, SCHEMA
@@ -232,3 +233,13 @@ def test_whatever_comes_goes_and_is_asked_for_no_choice_of_an_index_changes_and_
     for run, index, choices in seen.values():
         choose_held_out.cache_clear()
         assert choose_held_out(run, index) == choices
+
+
+def test_what_a_killed_run_left_of_a_record_is_none(tmp_path: Path) -> None:
+    with eval_record(tmp_path / "one", 7) as record:
+        record.add("set", "a", "a")
+    (tmp_path / "one" / "held_out" / ".tmp-host-1-7.json").write_bytes(b"{ half")
+    assert damaged_records(tmp_path / "one") == []
+    (tmp_path / "two").mkdir()
+    copy_closed(tmp_path / "one", tmp_path / "two")
+    assert [path.name for path in (tmp_path / "two" / "held_out").iterdir()] == ["7.json"]

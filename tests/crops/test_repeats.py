@@ -155,7 +155,7 @@ def test_a_disk_without_room_is_an_error_before_any_shard_is_written(
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2_000_000))
     with pytest.raises(
-        StorageError, match=r"[0-9,]+ crops take \d+ MB, and .*workspace has 2 MB free\. Make room"
+        StorageError, match=r"[0-9,]+ crops take \d.* MB, and .* has less room \(.*, 2\.00 MB free\)\. Make room"
     ) as caught:
         build_shards(plan_shards(run, index, 1, WorkDir(folder, 0)), WorkDir(folder, 0))
     assert str(run.workspace) in str(caught.value)

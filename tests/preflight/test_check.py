@@ -173,6 +173,15 @@ def test_a_file_of_prompts_that_cannot_be_read_is_a_fault_of_the_command_line(
 
 
 UNET, T5 = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+
+
+def of_header(name: str = "x", **keys: object) -> bytes:
+    """A file of one tensor, whose header has these keys."""
+    tensor = {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]} | keys
+    text = json.dumps({name: tensor}, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return len(text).to_bytes(8, "little") + text + bytes(8)
+
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 11530000\n"
 
 
@@ -183,6 +192,11 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 11
         (T5, b"", f"/{T5} is empty. Remove it and download it again."),
         (UNET, POINTER, f"/{UNET} is a pointer of Git LFS, not the weights (`git lfs pull` fetches them). Remove it and "),
         (UNET, b"<!doctype html><title>404</title>", f"/{UNET} is no safetensors file. Remove it"),
+        (UNET, of_header(shape=[2, 1.0]), f"/{UNET} is no safetensors file. Remove it"),
+        (UNET, of_header(dtype="F3"), f"/{UNET} is no safetensors file. Remove it"),
+        (UNET, of_header(data_offsets=[4, 12]), f"/{UNET} is no safetensors file. Remove it"),
+        (UNET, of_header(data_offsets=[0, 8.0]), f"/{UNET} is no safetensors file. Remove it"),
+        (UNET, of_header(name="\ud800"), f"/{UNET} is no safetensors file. Remove it"),
         (UNET, 1000, f"/{UNET} is truncated to 1,000 bytes. Remove it"),
         (T5, -1, " bytes. Remove it"),
         (UNET, "diffusion_pytorch_model.fp16.safetensors", f" lacks {UNET}. Put these files there"),
@@ -206,6 +220,34 @@ def test_weights_of_a_download_that_broke_off_are_told_before_anything_is_made(
     assert says in line
     if left == -1:
         assert line.startswith(f"{folder / T5} has {len(whole) - 1:,} of {len(whole):,} bytes.")
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../x.safetensors", "", "unet", "[" * 5000])
+def test_an_index_of_weights_that_names_no_file_beside_it_is_refused(
+    small_run: SmallRun, tmp_path: Path, name: str
+) -> None:
+    folder = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
+    text = name if name[:1] == "[" else json.dumps({"weight_map": {"a": name, "b": Path(UNET).name}})
+    (folder / f"{UNET}.index.json").write_text(text)
+    (line,) = refusal(small_run, "lora_bundle", f'stage1.pretrained_model_name_or_path="{folder}"')
+    assert line.startswith(f"{folder / UNET}.index.json cannot be read (")
+
+
+@pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json"])
+def test_a_model_s_json_that_is_nested_too_deeply_is_refused(small_run: SmallRun, tmp_path: Path, file: str) -> None:
+    folder = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
+    (folder / file).write_text('{"a":' * 5000)
+    (line,) = refusal(small_run, "lora_bundle", f'stage1.pretrained_model_name_or_path="{folder}"')
+    assert str(folder / file) in line and "nested too deeply" in line
+
+
+@pytest.mark.parametrize("levels", ["x" * 3000, [64] * 3000, [], 4])
+def test_a_unet_of_thousands_of_levels_is_refused_at_once(small_run: SmallRun, tmp_path: Path, levels: object) -> None:
+    folder = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps(config | {"block_out_channels": levels}))
+    (line,) = refusal(small_run, "lora_bundle", f'stage1.pretrained_model_name_or_path="{folder}"')
+    assert str(folder / "unet" / "config.json") in line and "block_out_channels" in line
 
 
 def test_whole_weights_of_several_files_are_taken(small_run: SmallRun, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def publish_lora(small_run: SmallRun, stage: Stage, base: Stage) -> None:
         bundle / "manifest.json", sealed_manifest(**{f"stage{stage}_lora": "any", f"stage{stage}_model": model})
     )
     (small_run.workspace / "versions").mkdir()
-    version = {"number": 1, "bundle": "0" * 16, "image_index": "", "data": "", "lineage": {}}
+    version = {"number": 1, "bundle": "0" * 16, "image_index": "0" * 16, "data": "", "lineage": {}}
     write_sealed(small_run.workspace / "versions" / "0001.json", version)
 
 

@@ -1,5 +1,6 @@
 """Jobs in processes: forks of one that is gone with its flow, each with its log, its lock and its last checkpoint."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -61,6 +62,15 @@ def test_a_job_on_a_full_disk_is_a_sentence_that_names_its_folder(tmp_path: Path
         run("full", tmp_path, words=words)
     assert str(caught.value).startswith(f"{tmp_path}/full/") and "Traceback" not in str(caught.value)
     assert " cannot be written: no space left on device" in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_job_whose_result_the_disk_does_not_take_either_is_the_same_sentence(tmp_path: Path, number: int) -> None:
+    with pytest.raises(StorageError) as caught:
+        run("fuller", tmp_path, words=str(number))
+    reason = os.strerror(number)
+    assert f" cannot be written: {reason[:1].lower()}{reason[1:]} (" in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path}/fuller/")
 
 
 def test_a_job_that_may_not_read_a_file_names_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,8 +25,9 @@ import psutil
 import pytest
 from polling import within
 from prefect_api import post
+from small_disk import PAGE, small_disk
 
-from deepfloyd_core.errors import ConfigError, DataError, JobError
+from deepfloyd_core.errors import ConfigError, DataError, JobError, StorageError
 from flows.serving import server
 from flows.serving.api import check_api, check_guarded, server_needed
 from flows.serving.home import password
@@ -595,3 +596,20 @@ def test_what_is_bound_ends_with_its_last_user_and_with_it_what_it_started(tmp_p
     users[1].close()
     bound.stdin.close()
     bound.stdout.close()
+
+
+def test_a_home_on_a_full_disk_is_told_when_a_server_does_not_start_or_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "home", 20 * PAGE) as disk, monkeypatch.context() as patch:
+        patch.delenv("PREFECT_API_URL", raising=False)
+        patch.setattr(server, "_command", lambda *_: ["false"])
+        full = rf"\(tmpfs at {disk.folder}, .* kB free\)\. Free some space there, or set PREFECT_HOME to a folder"
+        said = pytest.raises(StorageError, match=rf"did not start: its new database takes 6\.00 MB, and .*{full}")
+        with said, server.prefect_server(disk.folder):
+            pass
+        patch.setattr(server, "server_address", lambda home: DEAD)
+        refused = httpx.HTTPStatusError("", request=httpx.Request("GET", DEAD), response=httpx.Response(500))
+        said = pytest.raises(StorageError, match=rf"{DEAD} cannot write\. Finished work is kept\. .*{full}")
+        with said, server_needed(DEAD, lambda url: server.look_for_room(url, disk.folder)):
+            raise refused

@@ -16,8 +16,10 @@ import pytest
 from data_world import DataWorld
 from picture_site import Answer, Site, serving_site, table_of_urls, whole
 from PIL import Image
+from small_disk import PAGE, small_disk
 from traced import traced_peak
 
+from deepfloyd_core.errors import StorageError
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.sources import downloads
 
@@ -165,3 +167,13 @@ def test_an_unfinished_download_leaves_no_file(tmp_path: Path, site: Site) -> No
     with pytest.raises(OSError, match=f"{site.url}/cut"):
         downloads.download(downloads.download_client("x", private=True), f"{site.url}/cut", tmp_path / "kept")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_ends_the_run_and_rejects_no_picture(world: DataWorld, site: Site, good: bytes) -> None:
+    site.answers = {"/a": whole(good), "/b": whole(good)}
+    with small_disk(world.folder / "downloads", 6 * PAGE) as disk:
+        entry = table_of_urls(world.folder, [(f"{site.url}/a", "x"), (f"{site.url}/b", "x")])
+        with pytest.raises(StorageError, match=rf"^{disk.folder}/.* cannot be written: no space left .* free\)\. Free"):
+            listed(world, entry)
+        disk.resize(MIB)
+        assert listed(world, entry) == {f"{site.url}/{name}": (None, None) for name in "ab"}

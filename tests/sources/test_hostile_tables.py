@@ -1,5 +1,6 @@
 """Tables that were made to break a reader: a named error, or a row of the ledger for each cell that is no caption."""
 
+from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,24 @@ def test_a_value_of_json_that_is_no_text_is_no_caption(world: DataWorld, cell: s
 def test_a_value_that_python_cannot_hold_is_one_error(world: DataWorld, cells: pa.Array) -> None:
     with pytest.raises(DeepFloydError, match=r"t\.parquet cannot be read as parquet"):
         captions(world, parquet(cells))
+
+
+# The footer alone, with the schema of Arrow in it: an integer of fewer than 8 bits.
+ODD_INTEGER = b64decode(
+    b"FQQZTDUAGAZzY2hlbWEVBAAVDCUCGAFmJQBMHAAAADUCGAFjFQIAFQQlAhgBYQAWBBkcGSwmABwVDBklBgAZGAFmFQwWBBZaFmwmCDw2ACgB"
+    b"YhgBYRERABkcFQAVABUCADwWBBkGGSYABAAAACYAHBUEGSUGABkoAWMBYRUMFgQWnAEWrgEmdDwYCAEAAAAAAAAAGAgBAAAAAAAAABYCKAgB"
+    b"AAAAAAAAABgIAQAAAAAAAAAREQAZHBUAFQAVAgA8KQYZNgIAAgAAABb2ARYEJggWmgIAGRwYDEFSUk9XOnNjaGVtYRigAi8vLy8vOUFBQUFB"
+    b"UUFBQUFBQUFLQUF3QUJnQUZBQWdBQ2dBQUFBQUJCQUFNQUFBQUNBQUlBQUFBQkFBSUFBQUFCQUFBQUFJQUFBQjBBQUFBQkFBQUFLVC8vLzhB"
+    b"QUFFTkZBQUFBQmdBQUFBRUFBQUFBUUFBQUJBQUFBQUJBQUFBWXdBQUFKai8vLy9NLy8vL0FBQUJBaEFBQUFBY0FBQUFCQUFBQUFBQUFBQUJB"
+    b"QUFBWVFBQUFBZ0FEQUFJQUFjQUNBQUFBQUFBQUFGQUFBYUFFQUFVQUFnQUJnQUhBQXdBQUFBUUFCQUFBQUFBQUFFRkVBQUFBQmdBQUFBRUFB"
+    b"QUFBQUFBQUFFQUFBQm1BQUFBQkFBRUFBUUFBQUFBQUFBQQAYIHBhcnF1ZXQtY3BwLWFycm93IHZlcnNpb24gMjYuMC4xGSwcAAAcAAAANAIA"
+    b"AFBBUjE="
+)
+
+
+def test_a_type_that_pyarrow_cannot_read_is_one_error(world: DataWorld) -> None:
+    with pytest.raises(DeepFloydError, match=r"t\.parquet cannot be read as parquet: Integers with less than 8 bits"):
+        captions(world, lambda path: path.write_bytes(ODD_INTEGER))
 
 
 @pytest.mark.parametrize(

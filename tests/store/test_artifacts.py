@@ -120,7 +120,8 @@ def test_the_manifest_appears_last_and_is_never_seen_half_written(
     place = order.index(f"rename {MANIFEST}")
     assert {f"fsync {Path(name).name}" for name in CONTENT} <= set(order[:place])
     assert order[place - 1].endswith(MANIFEST)
-    assert order[place + 1 :] == [f"fsync {artifact.path.name}"], "nothing follows but the directory's own fsync"
+    # Nothing follows but the directory's: for the manifest's name, and when the working state has gone.
+    assert order[place + 1 :] == [f"fsync {artifact.path.name}"] * 2
 
 
 def test_the_manifests_seal_is_the_sha256_of_its_own_record(built: Artifact) -> None:
@@ -534,6 +535,17 @@ def test_wherever_a_commit_ends_the_artifact_is_whole_or_its_working_state_is(
         assert not list(after.path.rglob(".*")), f"ended before step {number}"
         number += 1
     assert min(ended.values()) > 3
+
+
+def test_the_name_of_each_new_folder_is_on_the_disk_before_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink()))
+    artifact = materialise(tmp_path / "new" / "workspace", REQUEST, build_files)
+    last = max(place for place, path in enumerate(flushed) if "manifest.json" in path.name)
+    for folder in (tmp_path, tmp_path / "new", tmp_path / "new" / "workspace", artifact.path.parent):
+        assert folder in flushed[:last], folder
 
 
 # ---- reuse ------------------------------------------------------------------------------------------------------------

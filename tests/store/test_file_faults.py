@@ -3,8 +3,8 @@
 import errno
 import fcntl
 import os
+import shutil
 import stat
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Literal
@@ -12,6 +12,7 @@ from typing import IO, Literal
 import pytest
 from bad_disk import fail
 from releases import Release, deepfloyd
+from small_disk import PAGE, small_disk
 from small_run import SmallRun
 from typer.testing import Result
 
@@ -120,7 +121,7 @@ def plain(result: Result) -> str:
     ("number", "advice"),
     [
         (errno.ENOSPC, "Free some space there"),
-        (errno.EDQUOT, "Free some space there"),
+        (errno.EDQUOT, "Free some of your quota there"),
         (errno.EROFS, "Choose a folder that can be written"),
         (errno.EACCES, "Change its permissions"),
         (errno.ENAMETOOLONG, "shorter path"),
@@ -150,25 +151,20 @@ def test_a_write_that_fails_names_the_file_and_not_the_temporary_one(tmp_path: P
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of 64 KiB, all of it used."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    try:
-        with (folder / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
+    with small_disk(tmp_path / "disk", 16 * PAGE) as disk:
+        with (disk.folder / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
             while True:
-                filler.write(bytes(4096))
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+                filler.write(bytes(PAGE))
+        yield disk.folder
 
 
 def test_a_full_disk_is_one_line_by_the_users_door(small_run: SmallRun, full_disk: Path) -> None:
     done = small_run.call_here("prepare", str(small_run.config), "--preview", "1", "--set", f"workspace={full_disk}")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {full_disk}") and f"no space left on device (tmpfs at {full_disk})" in line
+    assert (
+        line.startswith(f"error: {full_disk}") and f"no space left on device (tmpfs at {full_disk}, 0 B free)" in line
+    )
     assert "Free some space there" in line
 
 
@@ -199,3 +195,20 @@ def test_a_librarys_own_words_stay(tmp_path: Path) -> None:
 
     with pytest.raises(StorageError, match=r"^Error no file named model.safetensors found in directory /models.$"):
         materialise(tmp_path, REQUEST, build)
+
+
+def test_a_folder_that_cannot_be_removed_is_named_and_not_the_file_in_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ws" / "in").mkdir(parents=True)
+    (tmp_path / "ws" / "in" / "file").touch()
+
+    def refused(path: str, **keys: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    monkeypatch.setattr(os, "unlink", refused)
+    with (
+        pytest.raises(StorageError, match=rf"^{tmp_path}/ws cannot be written: input/output"),
+        written(tmp_path / "ws"),
+    ):
+        shutil.rmtree(tmp_path / "ws" / "in")

@@ -11,7 +11,7 @@ from small_run import SmallRun
 
 from deepfloyd_core.bundle.verify import verify_workspace
 from deepfloyd_core.errors import ArtifactError, ConfigError, DeepFloydError
-from deepfloyd_core.files import write_sealed
+from deepfloyd_core.files import read_sealed, write_sealed
 from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.store.registry import news_of, publish
 from deepfloyd_core.store.versions import bundle_of, champion, find_version, versions
@@ -305,6 +305,24 @@ def test_an_option_of_one_value_that_is_given_twice_is_refused(arguments: tuple[
     done = deepfloyd(*arguments)
     assert done.exit_code == 2
     assert f"{option} is given 2 times" in done.output
+
+
+@pytest.mark.parametrize(
+    "changed", [{"bundle": -1}, {"bundle": "../../x"}, {"image_index": "a\0"}, {"lineage": {"a": 1}}, {"more": 1}]
+)
+def test_a_sealed_record_that_is_none_of_a_version_costs_that_version(
+    release: Release, changed: dict[str, object]
+) -> None:
+    for name in ("old", "new"):
+        release.publish(name)
+    place = release.workspace / "versions" / "0002.json"
+    write_sealed(place, read_sealed(place, "") | changed)
+    for command in ("ls", "history", "show {} 1", "show {} 2", "gc", "promote {} 1"):
+        words = (command if "{}" in command else f"{command} {{}}").format(release.workspace).split()
+        done = deepfloyd(*words)
+        assert done.exception is None or isinstance(done.exception, SystemExit | DeepFloydError), command
+        assert command != "show {} 2" or str(place) in str(done.exception)
+    assert champion(release.workspace) == find_version(release.workspace, "1")
 
 
 # ---- what a damaged record costs --------------------------------------------------------------------------------------

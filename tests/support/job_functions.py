@@ -105,6 +105,17 @@ def full(job: Job[Order]) -> Pids:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def fuller(job: Job[Order]) -> Pids:
+    """A disk that takes nothing any more, no result either: of `words`, the number of its error."""
+    number = int(job.request.words)
+
+    def refused(path: Path, data: bytes) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    job_worker.write_bytes = refused  # type: ignore[attr-defined]
+    raise OSError(number, os.strerror(number))
+
+
 def unreadable(job: Job[Order]) -> Pids:
     raise PermissionError(errno.EACCES, "Permission denied", "/models/unet")
 

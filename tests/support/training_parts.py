@@ -31,7 +31,7 @@ from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.text.embeds import embeds_request, encode_job, run_captions
 from deepfloyd_core.text.projection import project_job, text_is_frozen, text_request
 from deepfloyd_core.training import eval_loss as held_out
-from deepfloyd_core.training import trainer as train
+from deepfloyd_core.training import steps as loop
 from deepfloyd_core.training.batches import Draws
 from deepfloyd_core.training.forward import TrainingContext, UNetInput
 from deepfloyd_core.training.identity import lora_request
@@ -117,15 +117,15 @@ def resized(channel: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def break_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     """Make training fail the first time that it comes to a step, from 0. Returns the steps that were begun, as they are."""
-    real, begun = train.take_step, list[int]()
+    real, begun = loop.take_step, list[int]()
 
-    def breaks(*args: Any) -> Any:
+    def breaks(*args: Any, **named: Any) -> Any:
         begun.append(args[-1])
         if args[-1] == number and begun.count(number) == 1:
             raise RuntimeError("broken")
-        return real(*args)
+        return real(*args, **named)
 
-    monkeypatch.setattr(train, "take_step", breaks)
+    monkeypatch.setattr(loop, "take_step", breaks)
     return begun
 
 

@@ -468,7 +468,8 @@ def test_a_full_disk_is_said_before_anything_is_encoded(world: EmbedWorld, monke
     usage = shutil.disk_usage(world.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
     monkeypatch.setattr(t5, "load_encoder", lambda *_: pytest.fail("the encoder was loaded"))
-    with pytest.raises(ArtifactError, match=r"The embeds of 200 texts take 0\.0 GiB and .* has 0\.0 GiB free"):
+    said = r"The embeds of 200 texts take \d+\.?\d* MB, and .* has less room \(.*, 1\.05 MB free\)\. Make room"
+    with pytest.raises(StorageError, match=said):
         world.make(captions_of(200))
 
 

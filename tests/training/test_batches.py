@@ -7,7 +7,7 @@ import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from deepfloyd_core.crops.reader import Size
 from deepfloyd_core.crops.shards import ShardRow, open_shard, write_shard
-from deepfloyd_core.training.batches import BatchOrder, Group, MixedOrder, OrderSettings, TrainingRows, batches_from
+from deepfloyd_core.training.batches import BatchOrder, Group, MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.mixing import Share
 from tasks import ui_pages
 
@@ -58,8 +58,8 @@ def flat(batches: Iterator[tuple[Size, np.ndarray]]) -> list[tuple[Size, int]]:
 @ours
 @given(ORDERS)
 def test_no_sample_comes_twice_before_all_were_seen_and_epochs_differ(order: BatchOrder) -> None:
-    everything = {(size, row) for size, count in order.counts for row in range(count)}
-    batches = batches_from(order, 0)
+    everything = {(size, row) for size, rows in order.counts for row in range(rows)}
+    batches = map(order.batch, count())
     epochs = [flat(islice(batches, order.batches_per_epoch)) for _ in range(3)]
     for epoch in epochs:
         assert len(epoch) == len(everything) and set(epoch) == everything
@@ -67,39 +67,12 @@ def test_no_sample_comes_twice_before_all_were_seen_and_epochs_differ(order: Bat
 
 
 @ours
-@given(ORDERS | MIXED, st.integers(1, 4), st.integers(0, 200))
-def test_ranks_share_the_batches_of_one_whichever_sample_the_run_goes_on_from(
-    order: BatchOrder | MixedOrder, ranks: int, sample: int
-) -> None:
-    samples = flat(order.batch(number) for number in range(BATCHES))
-    sample %= len(samples)
-    resumed: list[tuple[Size, int]] = []
-    for of_ranks in zip(*(batches_from(order, sample, rank, ranks) for rank in range(ranks)), strict=True):
-        size, lengths = of_ranks[0][0], [len(rows) for _, rows in of_ranks]
-        assert {part_size for part_size, _ in of_ranks} == {size}, "a step has one size on all ranks"
-        assert max(lengths) - min(lengths) <= 1 and sum(lengths) > 0
-        resumed += [(size, int(of_ranks[n % ranks][1][n // ranks])) for n in range(sum(lengths))]
-        if sample + len(resumed) >= len(samples):
-            break
-    assert resumed == samples[sample:]
-
-
-@ours
-@given(ORDERS | MIXED)
-def test_samples_before_a_batch_are_counted_without_going_through_them(order: BatchOrder | MixedOrder) -> None:
-    seen = 0
-    for number in range(BATCHES):
-        assert order.samples_before(number) == seen
-        seen += len(order.batch(number)[1])
-
-
-@ours
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=3), st.integers(1, 9))
 def test_buckets_are_what_an_epoch_of_a_data_set_is_made_of(counts: list[int], batch_size: int) -> None:
     order = mixed(counts, batch_size, 1)
-    for bucket, count, of_set in zip(order.buckets(), counts, order.orders, strict=True):
+    for bucket, rows, of_set in zip(order.buckets(), counts, order.orders, strict=True):
         sizes = sorted(len(of_set.batch(number)[1]) for number in range(of_set.batches_per_epoch))
-        assert (bucket.size, bucket.crops) == ("64x64", count)
+        assert (bucket.size, bucket.crops) == ("64x64", rows)
         assert (bucket.batches, bucket.crops_of_last_batch) == (len(sizes), sizes[0])
 
 
@@ -135,7 +108,7 @@ def test_too_few_crops_are_told_another_remedy_than_too_many_sizes(
 def test_another_seed_is_another_order(order: BatchOrder) -> None:
     other = BatchOrder(order.counts, order.batch_size, order.seed + 1)
     samples = sum(count for _, count in order.counts)
-    again, first, second = (flat(islice(batches_from(one, 0), BATCHES)) for one in (order, order, other))
+    again, first, second = (flat(map(one.batch, range(BATCHES))) for one in (order, order, other))
     assert again == first
     assert samples < 8 or first != second
 

@@ -41,6 +41,7 @@ from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import TrainingInputs, train_job
 from deepfloyd_core.training.recompute import recompute_activations
 from deepfloyd_core.training.state import training_state
+from deepfloyd_core.training.steps import run_steps
 from deepfloyd_core.training.validation import Validation
 from deepfloyd_core.types import Json, no_report
 
@@ -167,7 +168,7 @@ def run_loop(out: Path, backend: str, stop_in: int | None = None) -> tuple[dict[
         compiled_unet(unet, backend),
     )  # fmt: skip
     state = training_state(context)
-    train.run_steps(
+    run_steps(
         context, state, lambda number: prepare(context, take(number), number, []), cast(Validation, None),
         lambda step, values, pictures: None, report,
     )  # fmt: skip

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 from data_world import DataWorld
+from small_disk import PAGE, small_disk
 from training_parts import break_in_step, forked, prepared, run_here, stage_text, train_stage
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.errors import StorageError
 from deepfloyd_core.files import sha256_file, write_sealed
 from deepfloyd_core.store import artifacts
 from deepfloyd_core.store.artifacts import Artifact
@@ -188,3 +190,42 @@ def test_a_stored_loss_that_was_changed_is_measured_again_from_the_checkpoint_be
     losses.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
     assert train_stage(run, made, 1, tmp_path / "broken", how=run_here).hashes == whole.hashes
     assert begun == [0, 1, 2, 1, 2]
+
+
+def test_a_checkpoint_without_room_is_told_with_its_size_and_the_one_before_stays(tmp_path: Path) -> None:
+    def save(step: int, numbers: int) -> None:
+        tensors = {"w": torch.full((numbers,), float(step))}
+        save_checkpoint(disk.folder, Checkpoint(step, tensors, tensors, {}, {}, []), 1)
+
+    with small_disk(tmp_path / "small", 20 * PAGE) as disk:
+        save(1, 10)
+        with pytest.raises(
+            StorageError, match=r"^`adapter` of the checkpoint of step 2 takes 400 kB, and .* kB free\)"
+        ):
+            save(2, 100_000)
+        found = load_checkpoint(disk.folder)
+        assert found is not None and found.step == 1
+        assert [path.name for path in (disk.folder / ".checkpoints").iterdir()] == ["step-00000001"], (
+            "no half takes room"
+        )
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def save(step: int) -> None:
+        tensors = {"w": torch.full((3,), float(step))}
+        save_checkpoint(tmp_path, Checkpoint(step, tensors, tensors, {}, {}, []), 1)
+
+    def refused(path: str, **keys: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    save(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refused)
+        save(2)
+    assert "step-00000001 cannot be removed: Input/output error" in caplog.text
+    found = load_checkpoint(tmp_path)
+    assert found is not None and found.step == 2
+    save(3)
+    assert [path.name for path in (tmp_path / ".checkpoints").iterdir()] == ["step-00000003"]

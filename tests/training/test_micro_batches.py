@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from deepfloyd_core.models.unet import load_scheduler
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.batches import Batch
 from deepfloyd_core.training.forward import Prepared, TrainingContext, prepare
-from deepfloyd_core.training.micro_batches import add_gradients, check_separable, keep_size, micro_batches
+from deepfloyd_core.training.micro_batches import add_gradients, check_separable, keep_sizes, micro_batches
+from deepfloyd_core.training.ranks import Ranks
 
 ROLLED: dict[str, Any] = {
     "scheduled_sampling_max_step_offset": 400, "scheduled_sampling_probability": 0.5, "snr_gamma": 5.0,
@@ -162,16 +164,24 @@ def test_a_training_in_parts_ends_with_the_weights_of_one_that_is_not_and_surviv
 def test_the_sizes_of_steps_that_are_done_again_are_forgotten(tmp_path: Path) -> None:
     config = StageConfig(model_flavour="tiny-i", max_train_steps=100, train_batch_size=4)
     cut = config.model_copy(update={"micro_batch_size": 2})
-    assert keep_size(tmp_path, 0, config) == {} and not list(tmp_path.iterdir())
-    assert keep_size(tmp_path, 40, cut) == {40: 2} == keep_size(tmp_path, 60, cut)
-    assert keep_size(tmp_path, 70, config) == {40: 2, 70: 4}
-    assert keep_size(tmp_path, 70, cut) == {40: 2}
-    assert keep_size(tmp_path, 30, config) == {} == keep_size(tmp_path, 50, config)
-    assert keep_size(tmp_path, 100, cut) == {}, "no step is left"
-    assert keep_size(tmp_path, 40, cut) == {40: 2}
+
+    def keep(step: int, config: StageConfig, ranks: int = 1) -> tuple[dict[int, int], dict[int, int]]:
+        context = cast(TrainingContext, SimpleNamespace(config=config, ranks=Ranks(0, ranks)))
+        kept = keep_sizes(tmp_path, step, context)
+        return kept.micro_batches, kept.ranks
+
+    assert keep(0, config) == ({}, {}) and not list(tmp_path.iterdir())
+    assert keep(40, cut) == ({40: 2}, {}) == keep(60, cut)
+    assert keep(70, config) == ({40: 2, 70: 4}, {})
+    assert keep(70, cut) == ({40: 2}, {})
+    assert keep(30, config) == ({}, {}) == keep(50, config)
+    assert keep(100, cut) == ({}, {}), "no step is left"
+    assert keep(40, cut) == ({40: 2}, {})
     (note,) = tmp_path.iterdir()
     note.write_bytes(note.read_bytes().replace(b"2", b"3", 1))
-    assert keep_size(tmp_path, 60, cut) == {60: 2}, "a size that was never taken is in no manifest"
+    assert keep(60, cut) == ({60: 2}, {}), "a size that was never taken is in no manifest"
+    assert keep(70, cut, 2) == ({60: 2}, {70: 2})
+    assert keep(80, cut) == ({60: 2}, {70: 2, 80: 1})
 
 
 def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from deepfloyd_core.errors import JobError, Stop
 from deepfloyd_core.models.unet import adapter_dtype, load_scheduler, load_unet
 from deepfloyd_core.training import adamw_bf16, micro_batches, optimizers
 from deepfloyd_core.training import state as training_state
-from deepfloyd_core.training import trainer as train
+from deepfloyd_core.training import steps as loop
 from deepfloyd_core.training.adamw_bf16 import AdamWBF16, round_at_random
 from deepfloyd_core.training.checkpoints import StepMetrics
 from deepfloyd_core.training.forward import Prepared, TrainingContext
@@ -121,7 +121,7 @@ def run_loop(
         1, config, 3, module, scheduler, None, lambda ids: pytest.fail("a text"), torch.device("cpu"), out
     )
     state = training_state.training_state(context)
-    train.run_steps(context, state, passes, cast(Validation, validation), lambda *_: None, report)
+    loop.run_steps(context, state, passes, cast(Validation, validation), lambda *_: None, report)
     return {name: param.detach().clone() for name, param in module.named_parameters()}, state.metrics
 
 
@@ -159,13 +159,13 @@ def test_checkpoints_by_time_lie_so_many_minutes_apart_and_change_no_result(
     config, clock = settings("adamw", checkpoint_step_interval=12, checkpoints_total_limit=9), [0.0]
     expected, metrics = run_loop(config, tmp_path / "whole", monkeypatch)
     monkeypatch.setattr(training_state, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    real = train.take_step
+    real = loop.take_step
 
-    def slow(*args: Any) -> Any:
+    def slow(*args: Any, **named: Any) -> Any:
         clock[0] += 20
-        return real(*args)
+        return real(*args, **named)
 
-    monkeypatch.setattr(train, "take_step", slow)
+    monkeypatch.setattr(loop, "take_step", slow)
     timed = config.model_copy(update={"checkpointing_minutes": 1.5})
 
     def written(folder: str) -> list[int]:
@@ -200,7 +200,7 @@ def test_sigterm_ends_a_validation_at_once_and_loses_no_step(tmp_path: Path, mon
         return [], []
 
     validation = SimpleNamespace(taken=lambda step: taken.count(step) == (2 if step == 7 else 1), take=take)
-    monkeypatch.setattr(train, "show_validation", lambda *_: None)
+    monkeypatch.setattr(loop, "show_validation", lambda *_: None)
     with pytest.raises(Stop):
         run_loop(config, tmp_path / "broken", monkeypatch, validation=validation)
     assert taken == [0, 7]

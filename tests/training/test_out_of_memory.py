@@ -16,7 +16,7 @@ from deepfloyd_core.training.checkpoints import FOLDER
 from deepfloyd_core.training.costs import cost_request, known_costs, step_parts
 from deepfloyd_core.training.forward import Prepared, TrainingContext, UNetInput
 from deepfloyd_core.training.state import TrainingState
-from deepfloyd_core.training.trainer import take_step
+from deepfloyd_core.training.steps import take_step
 
 TINY = Path(FLAVOURS["tiny-i"].repo)
 

@@ -1,0 +1,152 @@
+"""SIGKILLs of a small run in all its stages, at random moments: afterwards every file has the bytes of an undisturbed run.
+
+A pass is what a user does: `run`, `generate`, `upscale`, `publish`, each command given again until it ends. The commands are
+forks of this process, their jobs forks of those (`command_here`), so that most of a command's time is its work. All of one
+shares one Prefect server.
+"""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from narrowing import known
+from PIL import Image
+from rows import Row
+from small_run import SmallRun, make_small_run
+
+from deepfloyd_core.files import sha256_file
+from deepfloyd_core.store.manifest import MANIFEST
+from flows.serving.server import prefect_server, see_environment
+
+SHARE = 3
+_SHORT = (
+    "stage1.max_train_steps=8", "stage1.validation_step_interval=4", "stage2.max_train_steps=4", "num_eval_images=1",
+    "num_validation_images=1",
+)  # fmt: skip
+_STEPS = ("stage1.validation_num_inference_steps=10", "stage2.validation_num_inference_steps=3")
+_PARTS = 12  # of a command's time: the mean time until it is killed is one of them
+_MOST = 30  # kills of a command, after which it is left to end
+_PATIENCE_S = 300.0  # for a command that is left to end
+# They hold times, or hashes of what does.
+_TIMES = {MANIFEST, "SHA256SUMS", ".deepfloyd-publication.json"}
+
+
+@dataclass
+class _Pass:
+    """A run in a folder of its own, and what is counted of it."""
+
+    run: SmallRun
+    kills: Counter[str]
+
+    @property
+    def commands(self) -> list[tuple[str, ...]]:
+        """The command lines of a pass, in their order."""
+        config, sets = str(self.run.config), [word for key in _SHORT for word in ("--set", key)]
+        steps = [word for key in _STEPS for word in ("--set", key)]
+        drawn = ("generate", config, "--prompt", "a purple star", "--prompt", "a red circle", "--seeds", "3-4")
+        return [
+            ("run", config, *sets),
+            (*drawn, "--version", "1", *sets, *steps),
+            ("upscale", config, str(self.run.folder / "own"), "--version", "1", *sets),
+            ("publish", str(self.run.workspace), "1", str(self.run.folder / "published")),
+        ]
+
+    @property
+    def log(self) -> Path:
+        """Where the commands print."""
+        return self.run.folder / "commands.log"
+
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of each file that a user is left with, by its kind of artifact and its name there."""
+        found = {}
+        for file in sorted(self.run.workspace.glob("*/????????????????/**/*")):
+            kind, _, *rest = file.relative_to(self.run.workspace).parts
+            if file.is_file() and file.name not in _TIMES:
+                found["/".join([kind, *rest])] = sha256_file(file)
+        for file in (self.run.folder / "published").rglob("*"):
+            if file.is_file() and file.name not in _TIMES:
+                found[f"published/{file.name}"] = sha256_file(file)
+        return found
+
+    def stage(self) -> str:
+        """What is being made: the newest artifact without a manifest."""
+        begun = [path for path in self.run.workspace.glob("*/????????????????") if not (path / MANIFEST).exists()]
+        return max(begun, key=lambda path: path.stat().st_mtime).parent.name if begun else "between two artifacts"
+
+
+def attack(seconds: float, seed: int, folder: Path) -> list[Row]:
+    """Passes until the time is over, at least one."""
+    end, number, chance = time.monotonic() + seconds, 0, random.Random(seed)
+    with prefect_server(folder / "home"):
+        see_environment()
+        whole = _new_pass(folder / "whole")
+        times = [_undisturbed(whole, command) for command in whole.commands]
+        expected, kills, failures = whole.hashes(), Counter[str](), list[str]()
+        while not number or time.monotonic() < end:
+            broken = _new_pass(folder / str(number))
+            fault = _killed_pass(broken, times, chance, end) or _difference(broken.hashes(), expected)
+            kills += broken.kills
+            if fault:
+                failures.append(f"pass {number} of seed {seed}: {fault}\n    {broken.run.folder}")
+            else:
+                shutil.rmtree(broken.run.folder)
+            number += 1
+    rows = [Row(f"kills: {stage}", count, 0, []) for stage, count in sorted(kills.items())]
+    return [*rows, Row("passes of killed commands, every byte compared", number, len(failures), failures)]
+
+
+def _new_pass(folder: Path) -> _Pass:
+    run = make_small_run(folder)
+    (folder / "own").mkdir()
+    for name, width in (("1.png", 16), ("2.png", 300)):
+        Image.linear_gradient("L").resize((width, 8)).convert("RGB").save(folder / "own" / name)
+    return _Pass(run, Counter())
+
+
+def _undisturbed(one: _Pass, command: tuple[str, ...]) -> float:
+    """Run a command to its end. Returns the seconds that it took."""
+    began = time.monotonic()
+    process = one.run.start_here(one.log, *command)
+    process.join(_PATIENCE_S)
+    if process.exitcode != 0:
+        raise RuntimeError(f"{command[0]} ended with {process.exitcode}: {one.log.read_text()[-3000:]}")
+    return time.monotonic() - began
+
+
+def _killed_pass(one: _Pass, times: list[float], chance: random.Random, end: float) -> str:
+    """Kill each command again and again until it ends by itself. Returns what went wrong; empty: nothing."""
+    for command, whole_s in zip(one.commands, times, strict=True):
+        for number in range(_MOST):  # the first kill whatever the time
+            process = one.run.start_here(one.log, *command)
+            process.join(chance.expovariate(_PARTS / whole_s) if not number or time.monotonic() < end else _PATIENCE_S)
+            if not process.is_alive():
+                break
+            one.kills[one.stage() if command[0] != "publish" else "publish"] += 1
+            _kill(process)
+        if process.exitcode != 0:
+            try:
+                _undisturbed(one, command)
+            except RuntimeError as error:
+                return str(error)
+    verified = one.run.call_here("verify", str(one.run.workspace))
+    return verified.stdout + verified.stderr if verified.returncode else ""
+
+
+def _kill(process: BaseProcess) -> None:
+    """With all that it has started."""
+    try:
+        os.killpg(known(process.pid), signal.SIGKILL)
+    except ProcessLookupError:  # it has not made its session yet
+        process.kill()
+    process.join()
+
+
+def _difference(found: dict[str, str], expected: dict[str, str]) -> str:
+    names = [name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)]
+    return f"other bytes than those of an undisturbed run: {', '.join(sorted(names)[:10])}" if names else ""
