@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from data_world import DataWorld
@@ -171,8 +172,9 @@ def test_a_stop_reaches_every_rank_and_leaves_one_checkpoint(world: DataWorld, t
         except JobError as error:
             found.append(error)
 
-    with Killer(tmp_path / "stopped", rank=1, times=1, number=signal.SIGTERM):
+    with Killer(tmp_path / "stopped", rank=1, times=1, number=signal.SIGTERM) as killer:
         stop()
+    assert killer.addresses == {"127.0.0.1"}, "the network reaches no rank"
     (error,) = found
     assert "was stopped; run it again to continue" in str(error)
     step = newest_checkpoint(tmp_path / "stopped")
@@ -188,9 +190,11 @@ class Killer:
         self._workspace, self._rank, self._times, self._number = workspace, rank, times, number
         self._thread = threading.Thread(target=self._run)
         self._ended = threading.Event()
+        self.addresses = set[str]()  # on which it listens
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
@@ -204,8 +208,15 @@ class Killer:
             for log in self._workspace.glob(f"stage1_lora/*/.job-train{suffix}.log"):
                 for pid in writers_of(log) - killed:
                     if len(killed) < self._times and is_stepping(log.with_name(".job-train.progress")):
+                        self.addresses |= listening(pid)
                         os.kill(pid, self._number)
                         killed.add(pid)
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses on which a process waits for connections."""
+    found = psutil.Process(pid).net_connections("tcp")
+    return {one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN}
 
 
 def is_stepping(progress: Path) -> bool:
