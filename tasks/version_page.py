@@ -13,7 +13,7 @@ from deepfloyd_core.bundle.version_figures import three
 from deepfloyd_core.bundle.version_page import write_report
 from deepfloyd_core.bundle.version_report import VersionReport, version_report
 from deepfloyd_core.bundle.version_words import named_lines, next_steps, picture_lines, standing_words, who_serves, why
-from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.errors import ArtifactError, StorageError
 from deepfloyd_core.pictures.data_uri import data_uri
 from deepfloyd_core.store.counts import duration
 from deepfloyd_core.store.registry import Outcome
@@ -35,7 +35,7 @@ def show_version(workspace: Path, outcome: Outcome) -> None:
         if outcome.is_new and outcome.state == "champion" and outcome.before is not None:
             # It served when its report was written.
             write_report(workspace, find_version(workspace, str(outcome.before)))
-    except (OSError, ArtifactError) as error:  # the version is published all the same
+    except (OSError, StorageError, ArtifactError) as error:  # the version is published all the same
         log.warning("The report on version %d was not written: %s", version.number, error)
     _show_page(workspace, version)
 

@@ -16,10 +16,12 @@ from deepfloyd_core.bundle.version_chart import chart_uri
 from deepfloyd_core.bundle.version_figures import three
 from deepfloyd_core.bundle.version_report import VersionReport, version_report
 from deepfloyd_core.bundle.version_words import next_steps, standing_words, tiles, verdict_rows, who_serves, why
+from deepfloyd_core.errors import StorageError
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.pictures.data_uri import data_uri
 from deepfloyd_core.store.counts import duration, many, size
 from deepfloyd_core.store.events import Standing, standing
+from deepfloyd_core.store.file_faults import written
 from deepfloyd_core.store.versions import Version, report_file, versions
 
 log = logging.getLogger(__name__)
@@ -35,10 +37,11 @@ class _Picture:
 
 
 def write_report(workspace: Path, version: Version, file: Path | None = None) -> Path:
-    """Write the report on a version, to its place unless another one is named. Raises OSError when it cannot be written."""
+    """Write the report on a version, to its place unless another is named. Raises StorageError if it cannot be written."""
     file = file or report_file(workspace, version.number)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(file, page(version_report(workspace, version)).encode())
+    with written(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, page(version_report(workspace, version)).encode())
     return file
 
 
@@ -50,7 +53,7 @@ def write_changed_reports(workspace: Path, before: Standing) -> None:
         if now.state_of(number) != before.state_of(number) and report_file(workspace, number).exists():
             try:
                 write_report(workspace, version)
-            except OSError as error:  # what was decided stands
+            except StorageError as error:  # what was decided stands
                 log.warning("The report on version %d still tells its earlier state: %s", number, error)
 
 

@@ -114,7 +114,8 @@ def test_a_report_that_cannot_be_written_is_a_warning_and_the_version_stays_publ
     report_file(run.workspace, 1).parent.write_text("in the way")
     with caplog.at_level(logging.WARNING):
         show_version(run.workspace, outcome)
-    assert "The report on version 1 was not written" in caplog.text
+    assert f"The report on version 1 was not written: {report_file(run.workspace, 1).parent} cannot be" in caplog.text
+    assert "[Errno" not in caplog.text
     assert len(pages) == 1 and "for a browser" not in pages[0][2]
 
 
