@@ -35,6 +35,7 @@ from deepfloyd_core.text.embeds import Embeds, encode_job
 from deepfloyd_core.text.encode import encode_captions
 from deepfloyd_core.text.projection import Projected, project_captions, project_job
 from deepfloyd_core.training import eval_loss as held_out
+from deepfloyd_core.training import steps as loop
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import draw
 from deepfloyd_core.training.checkpoints import StepMetrics
@@ -184,7 +185,7 @@ def _on_cpu(run: Run) -> Run:
 
 def _trained(asked: Asked, run: Run, out: Path, last: int, fresh: bool = True) -> Trained:
     """Train into a folder, to the end or until step `last` was reported."""
-    found, (real_step, real_clip) = Trained(), (train.take_step, torch.nn.utils.clip_grad_norm_)
+    found, (real_step, real_clip) = Trained(), (loop.take_step, torch.nn.utils.clip_grad_norm_)
     (stage,) = run.config.stages
     folder = TINY[stage]
 
@@ -192,14 +193,14 @@ def _trained(asked: Asked, run: Run, out: Path, last: int, fresh: bool = True) -
         if done == last < run.config.stage(stage).max_train_steps:
             raise Enough
 
-    def step(context: Any, state: Any, ahead: Any, number: int) -> StepMetrics:
+    def step(context: Any, state: Any, *more: Any, **named: Any) -> tuple[StepMetrics, bool]:
         params = state.params.values()
         if found.row is not None:
-            return real_step(context, state, ahead, number)
+            return real_step(context, state, *more, **named)
         found.before = _copies(params)
-        found.row = real_step(context, state, ahead, number)
+        found.row, stop = real_step(context, state, *more, **named)
         found.after = _copies(params)
-        return found.row
+        return found.row, stop
 
     def clip(params: Any, most: float) -> torch.Tensor:
         params = list(params)
@@ -209,7 +210,7 @@ def _trained(asked: Asked, run: Run, out: Path, last: int, fresh: bool = True) -
 
     job = replace(training_job(run, folder, report, noise, stand_in_text), out=_empty(out) if fresh else out)
     with ExitStack() as stack:
-        stack.enter_context(patch.object(train, "take_step", step))
+        stack.enter_context(patch.object(loop, "take_step", step))
         stack.enter_context(patch.object(torch.nn.utils, "clip_grad_norm_", clip))
         stack.enter_context(patch.object(held_out, "TIMESTEPS", held_out.TIMESTEPS[:1]))
         stack.enter_context(kernels(asked))

@@ -10,6 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 model="diffusers importlib_metadata zipp requests urllib3 idna charset-normalizer certifi sentencepiece protobuf"
 settings="pydantic pydantic_core annotated-types typing-inspection"
 captions="ftfy wcwidth beautifulsoup4 soupsieve"
+rows="xxhash"
 curves="matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil six"
 
 mkdir -p "$folder"
@@ -19,5 +20,5 @@ mkdir -p "$folder"
   --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
   --platform manylinux2014_x86_64 --platform manylinux_2_5_x86_64 --platform manylinux1_x86_64 \
   --constraint "$here/../constraints.txt" --dest "$folder" \
-  $model $settings $captions $curves
+  $model $settings $captions $rows $curves
 du -sh "$folder"

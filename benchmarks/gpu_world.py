@@ -7,7 +7,7 @@ would take a minute of it.
 import gc
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -27,8 +27,8 @@ from worlds import peak_bytes
 from deepfloyd_core.config.flavours import FLAVOURS, TINY
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
-from deepfloyd_core.crops.rows import HELD_OUT, HELD_OUT_FILE, ROWS, ROWS_FILE
-from deepfloyd_core.crops.shards import ShardRow, write_shard
+from deepfloyd_core.crops.rows import HELD_OUT, HELD_OUT_FILE, ROWS, ROWS_FILE, pixels_of
+from deepfloyd_core.crops.shards import PIXELS_SUM, ShardRow, write_shard
 from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.hashing import caption_id, hash_seed
 from deepfloyd_core.models import quantized as quantized_base
@@ -38,6 +38,7 @@ from deepfloyd_core.sampling import sampler as sampling
 from deepfloyd_core.store.artifacts import Artifact, Request, materialise
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.text.projection import store, text_is_frozen
+from deepfloyd_core.training import steps as loop
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.types import Json, no_report
 
@@ -139,9 +140,13 @@ def noise(run: Run) -> Data:
             )
             for number, name in enumerate(names)
         ][first:last]  # fmt: skip
-        write_shard(work.path / f"stage{stage}-{edge}x{edge}-noise.parquet", rows, crops[first:last])
-        ones = [1] * len(rows)
-        places = {"file": [0] * len(rows), "place": range(len(rows)), "key": range(first, last), "times": ones}
+        shard = work.path / f"stage{stage}-{edge}x{edge}-noise.parquet"
+        write_shard(shard, rows, crops[first:last])
+        starts, sums, _ = pixels_of([shard])
+        places: dict[str, Sequence[int]] = {
+            "file": [0] * len(rows), "place": range(len(rows)), "key": range(first, last), "times": [1] * len(rows),
+            "start": starts.tolist(), PIXELS_SUM: sums.tolist(),
+        }  # fmt: skip
         columns = [places.get(name) or [getattr(row, name) for row in rows] for name in ROWS.names]
         table = pa.table([pa.array(list(column), kind) for column, kind in zip(columns, ROWS.types, strict=True)], ROWS)
         for file, listed in ((ROWS_FILE, table), (HELD_OUT_FILE, table.select(HELD_OUT.names))):
@@ -206,16 +211,16 @@ def watched(asked: Asked, run: Run, folder: Path, steps: int, profiled: int = 0)
         if done == steps + 1 + profiled:
             raise Enough
 
-    real = train.take_step
+    real = loop.take_step
 
-    def step(*given: Any) -> Any:
+    def step(*given: Any, **named: Any) -> Any:
         if not found.losses:
             ends[0] = train_step.clock()
-        row = real(*given)
+        row, stop = real(*given, **named)
         found.losses.append(row.loss)
-        return row
+        return row, stop
 
-    with patch.object(train, "take_step", step), kernels(asked), suppress(Enough):
+    with patch.object(loop, "take_step", step), kernels(asked), suppress(Enough):
         train.train(training_job(run, folder, report, noise, stand_in_text))
     found.idle = idle.share()
     found.first_s = ends[1] - ends[0]
