@@ -9,7 +9,6 @@ Sums of floats depend on their order. Two ranks that share two batches end with 
 two has one order. For more, `is_ordered` sums in the order of one process, at 2 to 6 times an all-reduce's time.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from deepfloyd_core.errors import JobError, LostPeerError
+from deepfloyd_core.errors import ConfigError, JobError, LostPeerError
 from deepfloyd_core.hashing import digest
 
 # For the first rank a validation may take hours while the others wait. A rank that dies is noticed by its connections.
@@ -69,18 +68,27 @@ ALONE = Ranks()
 
 
 def threads_of_rank(asked: int | None, ranks: int) -> int | None:
-    """Torch's threads in each rank: as asked for; else torch's own choice for one rank, and of several an equal part of the
-    cores, for they compute at once.
+    """Torch's threads in each rank: as asked for; else torch's own choice for one rank, and of several an equal part of
+    it, for they compute at once.
     """
-    return asked if asked or ranks == 1 else max(1, len(os.sched_getaffinity(0)) // ranks)
+    return asked if asked or ranks == 1 else max(1, torch.get_num_threads() // ranks)
 
 
 @contextmanager
 def joined(rank: int, size: int, is_ordered: bool, device: torch.device, meeting: Path) -> Iterator[Ranks]:
-    """In this block the ranks of a training are connected. meeting: a file that is not there before, which all can reach."""
+    """In this block the ranks of a training are connected. meeting: a file that is not there before, which all can reach.
+
+    Raises ConfigError where there are fewer GPUs than ranks: NCCL gives each one of its own.
+    """
     if size == 1:
         yield ALONE
         return
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type != "cpu" and gpus < size:
+        raise ConfigError(
+            f"num_processes is {size}, and each process needs a GPU of its own, of which this machine has {gpus}. Set it to "
+            "auto, or device to cpu."
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:

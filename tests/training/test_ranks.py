@@ -25,6 +25,7 @@ from deepfloyd_core.errors import ConfigError, JobError
 from deepfloyd_core.processes.jobs import job_starter, run_together
 from deepfloyd_core.store.artifacts import Artifact, WorkDir
 from deepfloyd_core.training.jobs import TrainingSummary, TrainRequest
+from deepfloyd_core.training.ranks import joined
 from deepfloyd_core.training.turns import turns_of
 from deepfloyd_core.types import no_report
 
@@ -250,6 +251,14 @@ def test_what_cannot_be_shared_out_is_refused(world: DataWorld) -> None:
         with pytest.raises(ConfigError, match=words):
             world.load(stages=(1,), **keys, stage1={**settings, "model_flavour": "tiny-i"})
     world.load(stages=(1,), num_processes="auto", stage1={"train_batch_size": 3, "model_flavour": "tiny-i"})
+
+
+def test_each_rank_needs_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device, gpus in (("cuda", 2), ("mps", 1)):
+        words = f"num_processes is 3, .* of which this machine has {gpus}"
+        with pytest.raises(ConfigError, match=words), joined(0, 3, False, torch.device(device), tmp_path / "meeting"):
+            pass
 
 
 @pytest.mark.parametrize(("passes", "size", "ranks"), [(2, 4, 2), (6, 1, 3), (1, 4, 2), (3, 8, 4), (4, 3, 1)])
