@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -61,9 +60,9 @@ def test_a_training_whose_manifest_is_damaged_is_made_anew(
     (run.workspace / request.name).mkdir(parents=True)
     (run.workspace / request.name / MANIFEST).write_text(manifest)
     monkeypatch.setattr(stage_lora, "resolve", lambda model, stage: FOLDERS[1])
-    monkeypatch.setattr(stage_lora, "train_job", lambda *args: SimpleNamespace(parent=None))
+    monkeypatch.setattr(stage_lora, "train_job", lambda *args: Mock(parent=None))
     monkeypatch.setattr(stage_lora, "lora_request", lambda *args: request)
-    monkeypatch.setattr(stage_lora, "run_job", Mock(side_effect=JobError("it is trained")))
+    monkeypatch.setattr(stage_lora, "run_together", Mock(side_effect=JobError("it is trained")))
     inputs = TrainingInputs(pixels=pixels, text=pixels, eval_set=held_out)
     with pytest.raises(JobError, match="it is trained"):
         stage_lora.stage_lora.fn(run, 1, inputs, [])
