@@ -315,7 +315,7 @@ def _as_kind(value: Any, kind: type | None) -> Any:
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2**1023 else value  # a larger one has no float
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if kind is tuple and isinstance(value, str):

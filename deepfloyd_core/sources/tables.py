@@ -95,8 +95,8 @@ def _named_faults(kind: str, where: str) -> Iterator[None]:
     except RecursionError:
         raise DataError(f"{where} cannot be read as {kind}: it is nested too deeply.") from None
     # pyarrow's errors are ValueErrors and OSErrors; of a date beyond those of Python OverflowError, of a time zone KeyError,
-    # of a type that Parquet knows and pyarrow does not NotImplementedError.
-    except (OSError, ValueError, OverflowError, KeyError, NotImplementedError, csv.Error) as error:
+    # of a text that its column's dictionary lacks IndexError, of a type that Parquet alone knows NotImplementedError.
+    except (OSError, ValueError, OverflowError, LookupError, NotImplementedError, csv.Error) as error:
         raise DataError(f"{where} cannot be read as {kind}: {error}") from None
 
 

@@ -124,7 +124,8 @@ def _reads(name: str) -> Any:
             try:
                 load_run(config)
             except DeepFloydError as error:
-                return named_error(error, "/", "stage")  # a path: the file's, or that of a file which it names
+                # A path: the file's, or that of a file which it names; `workspace` may be one, beside the process.
+                return named_error(error, "/", "stage", "workspace")
             finally:
                 assert file.read_bytes() == text, "the file was changed"
             return "accepted"

@@ -316,6 +316,7 @@ def test_processes_share_the_step_that_the_file_asks_for_and_a_note_says_so(file
             "export TRAINING_NUM_MACHINES=2",
             "num_machines (in the file TRAINING_NUM_MACHINES) is '2', but a training",
         ),
+        ("export LEARNING_RATE=" + 400 * "1", "learning_rate is 111"),
         ("export MAX_NUM_STEPS=many", "max_train_steps (in the file MAX_NUM_STEPS) is 'many'"),
         ("export TRAINER_EXTRA_ARGS='--lorarank=1'", "lorarank is not a known key. Did you mean lora_rank?"),
     ],

@@ -4,6 +4,7 @@ from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import decompress
 
 import numpy as np
 import pyarrow as pa
@@ -80,6 +81,21 @@ ODD_INTEGER = b64decode(
     b"QUFBQUFBQUFFQUFBQm1BQUFBQkFBRUFBUUFBQUFBQUFBQQAYIHBhcnF1ZXQtY3BwLWFycm93IHZlcnNpb24gMjYuMC4xGSwcAAAcAAAANAIA"
     b"AFBBUjE="
 )
+
+
+# Two rows whose captions have number 21 of a dictionary of one text.
+NO_SUCH_TEXT = decompress(b64decode(
+    b"eNqFUstKw0AUvRPHoNJFFW/IQIQuNCjURwVFRMGb+qBasS2I6C7GWhXUGh8t4neIS5f+gH6PX+AfCN6ZpD4X3sV95Jx7coaZCtUKKHEQ/TIXGAAY"
+    b"fZ58z/VVAQQAhDrtI+AADueZkEUbbW8WRsW+K8L+fkj5vSUAiwcpRJfFvD70ymhhB+4eS+Tav5WEK9p/NeQSSrUwA659GR3VT0OUgJkRyxWHI1D2"
+    b"mJJMUTo5Unkq74OHGTUDdlYxETOOdO6cR+Gv+z3fDSv9c0ALOGW5LPC2rXyQLPRDIjISsXMv/FfhPwkj0ma//4g4b8KRfo/zYoHy3AzVals788k5"
+    b"3AdrUsdcgziqlMQGUYuCBq0SNahoIAoCohXdXFeY3zLUok4HBq0m+7zEH9eIIlo2czVZMuj2ti4Vw2/p/AklbXCSipYMJa3LBm/oWtK6xa8d4+xW"
+    b"+2mTNsv4rpbeTBU75wmCmqm7qW4nTLuXHj344WdxEdxcM4wvrutX41GzOR7G8Xkrd1OPL4/Pz3LTsxNTEwWV58vW9z3Er6TC7/YDAASHXA=="
+))  # fmt: skip
+
+
+def test_a_text_that_its_dictionary_lacks_is_one_error(world: DataWorld) -> None:
+    with pytest.raises(DeepFloydError, match=r"t\.parquet cannot be read as parquet: Index 21 out of bounds"):
+        captions(world, lambda path: path.write_bytes(NO_SUCH_TEXT))
 
 
 def test_a_type_that_pyarrow_cannot_read_is_one_error(world: DataWorld) -> None:
