@@ -117,7 +117,7 @@ def with_room(layout: Layout, work: WorkDir) -> Layout:
     needed = sum(len(shard.numbers) * math.prod(shard.plan.size) * 3 for shard in missing)
     crops = sum(len(shard.numbers) for shard in missing)
     advice = "Make room, use another workspace, or lower repeats or random_crops in the data file"
-    need_room(work.path, needed, f"{many(crops, 'crop takes', 'crops take')}", advice)
+    need_room(work.path, needed, many(crops, "crop takes", "crops take"), advice)
     return layout
 
 

@@ -23,6 +23,15 @@ POLL_S = 0.1
 LINGER_S = 2.0  # how long the others may take to notice by themselves that a process of their job has failed
 
 
+class JobResult(Spec):
+    """The outcome of a job, as its process writes it: a summary, or the name and message of a DeepFloydError."""
+
+    summary: Json | None = None
+    error: str = ""
+    message: str = ""
+    is_stopped: bool = False  # it was asked to end, and has kept its work
+
+
 @dataclass(frozen=True)
 class JobFiles:
     """The files of a job's process, in the artifact's directory."""
@@ -51,6 +60,10 @@ class JobFiles:
         """Where the processes of one job find each other: no earlier try has left it."""
         return self._path("meeting")
 
+    def outcome(self) -> JobResult | None:
+        """What a process that is over has written; None: it died before."""
+        return JobResult.model_validate_json(self.result.read_bytes()) if self.result.exists() else None
+
     def remove(self) -> None:
         """Remove what an earlier run has left."""
         self.remove_of_try()
@@ -64,15 +77,6 @@ class JobFiles:
 
     def _path(self, kind: str) -> Path:
         return self.folder / f".job-{self.name}.{kind}"
-
-
-class JobResult(Spec):
-    """The outcome of a job, as its process writes it: a summary, or the name and message of a DeepFloydError."""
-
-    summary: Json | None = None
-    error: str = ""
-    message: str = ""
-    is_stopped: bool = False  # it was asked to end, and has kept its work
 
 
 @dataclass(frozen=True)
@@ -115,28 +119,20 @@ def follow(processes: Sequence[JobProcess], report: Report) -> list[JobProcess]:
             if len(lines) > 1:
                 done, total, line = json.loads(lines[-2])
                 report(done, total, line)
-        if running and any(_failed(process.files.result) for process in ended):
+        if running and any(innocence(process.files) < 2 for process in ended):
             running = _still_running(running, LINGER_S)
             break
     return [process for process in processes if process not in running]
-
-
-def _failed(file: Path) -> bool:
-    """Whether a process that is over has left no result, or an error."""
-    return not file.exists() or _read(file).error != ""
-
-
-def _read(file: Path) -> JobResult:
-    return JobResult.model_validate_json(file.read_bytes())
 
 
 def innocence(files: JobFiles) -> int:
     """How little a process that is over has to do with the end of its job: 0, it failed by itself; 1, it lost another one;
     2, it is well.
     """
-    if not _failed(files.result):
-        return 2
-    return int(files.result.exists() and _read(files.result).error == LostPeerError.__name__)
+    result = files.outcome()
+    if result is None:
+        return 0
+    return 1 if result.error == LostPeerError.__name__ else 0 if result.error else 2
 
 
 def stop(processes: Sequence[JobProcess], grace_s: float) -> dict[JobProcess, int | None]:
@@ -168,13 +164,13 @@ def _still_running(processes: Sequence[JobProcess], wait_s: float) -> list[JobPr
     return running
 
 
-def was_killed(status: int | None, file: Path) -> bool:
+def was_killed(status: int | None, files: JobFiles) -> bool:
     """Whether a job that is over was killed from outside: itself, or with its fork server, whose end stops it.
 
     status: of its process, None where it died with its fork server. A job that has written its result is killed as well,
     by us: that is over.
     """
-    result = _read(file) if file.exists() else None
+    result = files.outcome()
     if status is None:
         return result is None or result.is_stopped
     return result is None and status == signal.SIGKILL

@@ -33,7 +33,6 @@ from deepfloyd_core.processes.job_processes import (
     POLL_S,
     JobFiles,
     JobProcess,
-    JobResult,
     follow,
     innocence,
     start,
@@ -102,7 +101,7 @@ def run_together(requests: Sequence[JobRequest[S]], work: WorkDir, report: Repor
     with job_starter() as starter:
         for attempt in range(1, TRIES + 1):
             ended = _try(starter, f"{kind.__module__}:{kind.__qualname__}", files, held, report)
-            killed = [own.name for own, status in ended.items() if was_killed(status, own.result)]
+            killed = [own.name for own, status in ended.items() if was_killed(status, own)]
             if attempt == TRIES or starter.is_closed or not killed:
                 break
             log.warning("The %s job was killed by SIGKILL; it is tried once more, and goes on where it was.", killed[0])
@@ -192,8 +191,7 @@ def run_parts(request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: Wo
 
 
 def _outcome(code: int, files: JobFiles, returns: type[Summary]) -> Summary:
-    if files.result.exists():
-        result = JobResult.model_validate_json(files.result.read_bytes())
+    if result := files.outcome():
         if result.summary is None:
             raise getattr(errors, result.error)(result.message)
         return returns.of_record(result.summary, files.result)

@@ -29,6 +29,7 @@ from deepfloyd_core.store.damage import damaged, reading
 from deepfloyd_core.store.manifest import Manifest, Summary
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.store.reuse import files_as_recorded
+from deepfloyd_core.text.embed_file import SUM
 from deepfloyd_core.text.embeds import Embeds, rows_identity
 from deepfloyd_core.types import Identity, Report
 
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 FORMAT = 4
 FILES = "text-*.arrow"
 FILE_BYTES = 256 << 20  # a kill costs at most one such file
-SUM = "xxh3"  # the column of checksums
 WRITE_CAPTIONS = 64  # held in memory at once: 8 MB for IF-I-M
 # The layers of a UNet's text modules that an adapter could be put on.
 TEXT_LAYERS = (
