@@ -15,8 +15,10 @@ import pytest
 import torch
 from data_world import DataWorld
 from PIL import Image
+from safetensors.torch import load_file
 from small_run import SmallRun
 
+from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.bundle.planned import planned_bundle
 from deepfloyd_core.config.flavours import FLAVOURS
@@ -108,6 +110,20 @@ def train_stage(
     request = lora_request(run, stage, FOLDERS[stage], inputs, prompts, parent.sha256 if parent else None)
     job = train_job(run, stage, FOLDERS[stage], inputs, prompts, parent)
     return materialise(workspace, request, lambda work: how(job, work))
+
+
+def weights(lora: Artifact) -> dict[str, torch.Tensor]:
+    """Those that begin at zero: the others' random start is far larger than what a few steps add."""
+    loaded: dict[str, torch.Tensor] = load_file(lora.path / LORA_FILE)
+    return {name: tensor for name, tensor in loaded.items() if "lora_B" in name}
+
+
+def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """Between two sets of tensors: the length of what differs, beside that of all."""
+    assert first.keys() == second.keys() and first
+    squares = [((first[name] - second[name]).square().sum(), first[name].square().sum()) for name in first]
+    apart, whole = (float(sum(each)) for each in zip(*squares, strict=True))
+    return float((apart / whole) ** 0.5)
 
 
 def resized(channel: np.ndarray, width: int, height: int) -> np.ndarray:

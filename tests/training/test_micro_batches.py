@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import torch
 from data_world import DataWorld
-from safetensors.torch import load_file
-from training_parts import FOLDERS, prepared, run_here, stage_text, train_and_kill, train_stage
+from training_parts import FOLDERS, difference, prepared, run_here, stage_text, train_and_kill, train_stage, weights
 
-from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.adapters.method import method_of
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
@@ -84,14 +82,6 @@ def gradients(context: TrainingContext, whole: Prepared, size: int) -> tuple[flo
     return loss, {name: param.grad for name, param in context.unet.named_parameters() if param.grad is not None}
 
 
-def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    """Between two sets of tensors: the length of what differs, beside that of all."""
-    assert first.keys() == second.keys() and first
-    squares = [((first[name] - second[name]).square().sum(), first[name].square().sum()) for name in first]
-    apart, whole = (float(sum(each)) for each in zip(*squares, strict=True))
-    return float((apart / whole) ** 0.5)
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_gradients_of_the_parts_add_up_to_those_of_the_whole(name: str) -> None:
     context, whole = a_pass(name, 5)
@@ -130,12 +120,6 @@ def of(run: Run, stage: Stage, **keys: Any) -> Run:
     """The run with other settings of a stage."""
     settings = run.config.stage(stage).model_copy(update=keys)
     return replace(run, config=run.config.model_copy(update={f"stage{stage}": settings}))
-
-
-def weights(lora: Artifact) -> dict[str, torch.Tensor]:
-    """Those that begin at zero: the others' random start is far larger than what a few steps add."""
-    loaded: dict[str, torch.Tensor] = load_file(lora.path / LORA_FILE)
-    return {name: tensor for name, tensor in loaded.items() if "lora_B" in name}
 
 
 @pytest.mark.slow

@@ -14,10 +14,8 @@ import psutil
 import pytest
 import torch
 from data_world import DataWorld
-from safetensors.torch import load_file
-from training_parts import newest_checkpoint, prepared, stage_text, train_stage
+from training_parts import difference, newest_checkpoint, prepared, stage_text, train_stage, weights
 
-from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import Stage
@@ -83,20 +81,6 @@ def by_ranks(count: int) -> Callable[[TrainRequest, WorkDir], TrainingSummary]:
 
 def train(run: Run, made: dict[str, Artifact], stage: Stage, workspace: Path, ranks: int) -> Artifact:
     return train_stage(run, made, stage, workspace, made["text"], how=by_ranks(ranks))
-
-
-def weights(lora: Artifact) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = load_file(lora.path / LORA_FILE)
-    return found
-
-
-def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    """The length of what differs, beside that of what is trained from zero on."""
-    names = [name for name in first if "lora_B" in name]
-    assert first.keys() == second.keys() and names
-    squares = [((first[name] - second[name]).square().sum(), first[name].square().sum()) for name in names]
-    apart, whole = (float(sum(each)) for each in zip(*squares, strict=True))
-    return float((apart / whole) ** 0.5)
 
 
 @pytest.mark.slow
