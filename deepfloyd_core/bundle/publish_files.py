@@ -132,9 +132,12 @@ class FilePlace:
 
     def _write(self, name: str, text: str) -> None:
         if self._is_local:
-            with written(Path(self._root)):
-                Path(self._root).mkdir(parents=True, exist_ok=True)
-                write_bytes(Path(self._root, name), text.encode())
+            folder = Path(self._root)
+            with written(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                for left in folder.glob(f"{TMP_PREFIX}*-{name}"):
+                    left.unlink(missing_ok=True)  # of a publication that was killed
+                write_bytes(folder / name, text.encode())
             return
         self._asked(partial(self._fs.pipe_file, f"{self._root}/{name}", text.encode()))
 

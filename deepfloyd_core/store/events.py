@@ -51,6 +51,7 @@ class LostEvent:
 
     number: int
     fault: str  # a sentence without its full stop
+    is_unread: bool = False  # the disk failed, and may not the next time
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _read(workspace: Path, number: int) -> Event | LostEvent:
     except FileNotFoundError:
         return LostEvent(number, f"{file} is missing")
     except OSError as error:
-        return LostEvent(number, f"{file} cannot be read: {error.strerror}")
+        return LostEvent(number, f"{file} cannot be read: {error.strerror}", is_unread=True)
     except ValidationError:
         return LostEvent(number, f"{file} is a sealed record, and not of an event")
     except ArtifactError as error:

@@ -18,7 +18,7 @@ from deepfloyd_core.config.retention import Policy
 from deepfloyd_core.errors import ArtifactError, StorageError
 from deepfloyd_core.store.collected import gone_folder, write_record
 from deepfloyd_core.store.events import FOLDER as VERSIONS
-from deepfloyd_core.store.events import standing
+from deepfloyd_core.store.events import LostEvent, standing
 from deepfloyd_core.store.file_faults import storage_error
 from deepfloyd_core.store.inventory import Stored, last_change, take_inventory, tensorboard_folder
 from deepfloyd_core.store.leases import drop_ended_leases, no_new_leases, running_leases
@@ -27,11 +27,10 @@ from deepfloyd_core.store.manifest import MANIFEST, read_manifest
 from deepfloyd_core.store.retention import GcPlan, Published, World, plan_gc
 from deepfloyd_core.store.versions import (
     Version,
-    damaged_versions,
     published_at,
+    recorded_versions,
     report_file,
     report_sizes,
-    versions,
 )
 from deepfloyd_core.types import Report, no_report
 
@@ -55,21 +54,24 @@ def would_collect(workspace: Path, policy: Policy, now: datetime) -> Collection:
 
 
 def survey(workspace: Path) -> World:
-    """The state of a workspace. Raises ArtifactError when the record of a version cannot be read, or when it is not known
-    which version serves.
+    """The state of a workspace. Raises ArtifactError when the record of a version or of an event cannot be read, or when it
+    is not known which version serves.
     """
-    if damaged := damaged_versions(workspace):
+    published, damaged = recorded_versions(workspace)
+    if damaged:
         raise ArtifactError(
             f"{damaged[0]} Nothing is removed while it is not known what that version needs. If there is no backup, "
             "`deepfloyd run` with its settings publishes its bundle under the next number; then move the record out of its "
             "folder."
         )
-    published = versions(workspace)
+    now = standing(workspace)
+    if unread := [one.fault for one in now.pushed if isinstance(one, LostEvent) and one.is_unread]:
+        raise ArtifactError(f"{unread[0]}. Nothing is removed while it is not known which versions have served.")
     places = {file: run_file_place(workspace, file) for file in {version.run_file for version in published} if file}
     return World(
         take_inventory(workspace),
         tuple(_published(workspace, version, places) for version in published),
-        standing(workspace).served,
+        now.served,
         running_leases(workspace),
         report_sizes(workspace),
         tuple(str((workspace / file).resolve()) for file, place in sorted(places.items()) if place == "away"),

@@ -89,17 +89,19 @@ def record_version(workspace: Path, bundle: Artifact, index: Artifact, origin: O
 
 def versions(workspace: Path) -> list[Version]:
     """The published versions whose records are intact, oldest first."""
-    return _read_all(workspace, published_numbers(workspace))[0]
+    return recorded_versions(workspace)[0]
 
 
 def damaged_records(workspace: Path) -> list[str]:
     """A line for each record of a version or an event that exists and cannot be read, or an event's that is missing."""
-    return damaged_versions(workspace) + _lost_events(workspace)
+    return recorded_versions(workspace)[1] + _lost_events(workspace)
 
 
-def damaged_versions(workspace: Path) -> list[str]:
-    """A line for each record of a version that exists and cannot be read."""
-    return _read_all(workspace, published_numbers(workspace))[1]
+def recorded_versions(workspace: Path) -> tuple[list[Version], list[str]]:
+    """`versions`, and a line for each record that exists and cannot be read. Each is read once: a disk may fail in one
+    reading and not in the next.
+    """
+    return _read_all(workspace, published_numbers(workspace))
 
 
 def readable_versions(workspace: Path) -> tuple[list[Version], list[str]]:

@@ -278,6 +278,10 @@ def test_a_folder_whose_publication_was_cut_is_gone_on_with(
     monkeypatch.setattr(FilePlace, "_put", put)
     assert "2 files, " in deepfloyd("publish", str(release.workspace), "1", str(target)).output
     assert in_folder(target) == shown(release, FILES), "not the weights of the other version"
+    for name in ("SHA256SUMS", RECORD):  # as a kill in the middle of a write leaves them
+        (target / f".tmp-host-123-{name}").write_bytes(b"half")
+    assert deepfloyd("publish", str(release.workspace), "2", str(target)).exit_code == 0
+    assert not list(target.glob(".tmp-*"))
 
 
 def test_a_record_that_is_damaged_is_told_and_nothing_is_sent(release: Release, hub: Hub) -> None:

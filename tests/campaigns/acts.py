@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,7 +18,9 @@ from data_world import DataWorld
 from PIL import Image
 from power_loss import Tree, read_tree
 from releases import Release
+from releases import make as make_artifact
 
+from deepfloyd_core.config.retention import Policy
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.eval_record import damaged_records as damaged_choices
 from deepfloyd_core.crops.eval_record import eval_record
@@ -27,8 +29,19 @@ from deepfloyd_core.index.scan import scan
 from deepfloyd_core.pictures.sheets import save_picture
 from deepfloyd_core.processes.pool import Children, Limits
 from deepfloyd_core.store import artifacts
-from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, commit, find, materialise, verify_artifact
+from deepfloyd_core.store.artifacts import (
+    Artifact,
+    Request,
+    WorkDir,
+    all_artifacts,
+    commit,
+    find,
+    materialise,
+    verify_artifact,
+)
+from deepfloyd_core.store.collected import collected, collected_records
 from deepfloyd_core.store.file_faults import written
+from deepfloyd_core.store.gc import collect, would_collect
 from deepfloyd_core.store.leases import drop_ended_leases, leased, running_leases, take_lease
 from deepfloyd_core.store.locks import artifact_lock, locked
 from deepfloyd_core.store.manifest import Summary
@@ -191,6 +204,33 @@ def _version(folder: Path) -> Act:
     return Act("a version", folder, do, check)
 
 
+def _collection(folder: Path) -> Act:
+    """Three versions, of which `gc` removes the first one's bundle and what it was made from."""
+    release = Release(folder)
+    index = make_artifact(folder, "image_index", {"of": "newest"}, data="1" * 16)
+    release.parts |= {
+        "newest image_index": index,
+        "newest lora_bundle": make_artifact(folder, "lora_bundle", {}, index),
+    }
+    numbers = [release.publish(name) for name in ("old", "new", "newest")]
+    first = {part.name for name, part in release.parts.items() if name.startswith("old ")}
+    others = {part.name for part in release.parts.values()} | {release.encoder.name}
+    policy, now = Policy(keep_versions=1, keep_days=0), datetime(2100, 1, 1, tzinfo=UTC)
+
+    def check() -> None:
+        there = {artifact.name: artifact for artifact in all_artifacts(folder)}
+        assert published_numbers(folder) == numbers and there.keys() <= others
+        assert others - first <= there.keys(), f"collected {others - first - there.keys()}"
+        assert not any(verify_artifact(artifact) for artifact in there.values())
+        assert all(collected(folder, name) for name in first - there.keys()), "gone, and no record tells"
+        collect(folder, policy, now)
+        gone = others - {artifact.name for artifact in all_artifacts(folder)}
+        assert collected_records(folder).known.keys() == gone and gone and not list(folder.glob("*/.gone-*"))
+        assert would_collect(folder, policy, now).plan.is_empty
+
+    return Act("a collection", folder, lambda: collect(folder, policy, now), check)
+
+
 def _held_out(folder: Path) -> Act:
     def add(name: str) -> None:
         with eval_record(folder, 7) as record:
@@ -322,9 +362,13 @@ def _named_late(folder: Path) -> Act:
     return Act("named late", folder, do, check)
 
 
+def gc_acts(folder: Path) -> list[Act]:
+    return _each(folder, (_collection,))
+
+
 def light_acts(folder: Path) -> list[Act]:
     """Those that need no torch."""
-    acts = _each(folder, (_new_artifact, _damaged_artifact, _version, _held_out, _lease, _picture))
+    acts = _each(folder, (_new_artifact, _damaged_artifact, _version, _collection, _held_out, _lease, _picture))
     (folder / "data" / "pictures").mkdir(parents=True)
     with Children(1, Limits(), ("deepfloyd_core.index.index",)) as children, noted() as built:
         world = DataWorld(folder / "data", children)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+import fuzz_artifacts
 import fuzz_captions
 import fuzz_config
 import fuzz_http
@@ -19,7 +20,7 @@ from rows import Row
 from trials import Found, Target, try_inputs
 
 SHARE = 2
-_MODULES = (fuzz_pictures, fuzz_captions, fuzz_config, fuzz_weights, fuzz_records, fuzz_http)
+_MODULES = (fuzz_pictures, fuzz_captions, fuzz_config, fuzz_weights, fuzz_records, fuzz_artifacts, fuzz_http)
 TARGETS: tuple[Target, ...] = tuple(target for module in _MODULES for target in module.TARGETS)
 _TURN_S = 10.0  # of one kind at most, before the next kind's turn
 _SHOWN = 5  # failures of a kind

@@ -1,7 +1,4 @@
-"""Damaged records and data of a workspace: manifests, versions, events, checkpoints, ledgers, shards and notes.
-
-A command names a damaged record, or goes on without it. What is made again has the bytes that it had.
-"""
+"""Damaged records of a workspace: manifests, versions, events, checkpoints. A command names one, or goes on without it."""
 
 import json
 import shutil
@@ -14,21 +11,15 @@ from random import Random
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
-import numpy as np
 import torch
-from data_world import DataWorld
-from fuzz_folder import new_world
 from mutations import Mutation, damaged, damaged_json, damaged_text, one_of
 from releases import Release
-from trials import MESSAGE, Target, Trial, named_error
+from trials import MESSAGE, Target, Trial
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import DeepFloydError
 from deepfloyd_core.files import canonical_json, sha256_bytes
-from deepfloyd_core.sources import folder as local_folder
-from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.training.checkpoints import Checkpoint, StepMetrics, load_checkpoint, save_checkpoint
 from flows.commands.cli import app
 
@@ -46,13 +37,13 @@ _COMMANDS = (
 )
 
 
-def _inputs_of(folder: Path, *patterns: str) -> list[bytes]:
+def inputs_of(folder: Path, *patterns: str) -> list[bytes]:
     """The files of a folder as inputs: the name of each in the first line, its bytes after that."""
     files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
     return [f"{file.relative_to(folder)}\n".encode() + file.read_bytes() for file in files]
 
 
-def _put(folder: Path, data: bytes) -> tuple[Path, bytes]:
+def put(folder: Path, data: bytes) -> tuple[Path, bytes]:
     """Write an input to its place. Returns the place, and what was there."""
     name, _, content = data.partition(b"\n")
     file = folder / name.decode()
@@ -61,7 +52,7 @@ def _put(folder: Path, data: bytes) -> tuple[Path, bytes]:
     return file, before
 
 
-def _behind_name(mutation: Mutation) -> Mutation:
+def behind_name(mutation: Mutation) -> Mutation:
     def mutate(rng: Random, data: bytes) -> bytes:
         name, _, content = data.partition(b"\n")
         return name + b"\n" + mutation(rng, content)
@@ -69,7 +60,7 @@ def _behind_name(mutation: Mutation) -> Mutation:
     return mutate
 
 
-def _resealed(rng: Random, data: bytes) -> bytes:
+def resealed(rng: Random, data: bytes) -> bytes:
     """Damage to a sealed record, whose seal fits again; as another version of the program may have written it."""
     try:
         record = json.loads(data)
@@ -95,7 +86,7 @@ def _release(folder: Path) -> Path:
 
 def _records() -> list[bytes]:
     with TemporaryDirectory() as made:
-        return _inputs_of(_release(Path(made)), "*/*/manifest.json", "versions/*.json", "versions/events/*.json")
+        return inputs_of(_release(Path(made)), "*/*/manifest.json", "versions/*.json", "versions/events/*.json")
 
 
 @contextmanager
@@ -104,12 +95,12 @@ def _commanded(folder: Path) -> Iterator[Trial]:
 
     def trial(data: bytes) -> str:
         shutil.copytree(whole, work)
-        _put(work, data)
-        others = _hashes(work)
+        put(work, data)
+        others = hashes_of(work)
         name, *words = _COMMANDS[sha256(data).digest()[0] % len(_COMMANDS)].split()
         words.insert(words.index(words[-1]) if words and words[-1][0] != "-" else len(words), str(work))
         done = CliRunner().invoke(app, [name, *words])
-        changed = {place for place, digest in _hashes(work).items() if others.get(place, digest) != digest}
+        changed = {place for place, digest in hashes_of(work).items() if others.get(place, digest) != digest}
         shutil.rmtree(work)
         assert not changed, f"{name} changed {changed}"
         assert len(done.output) + len(str(done.exception)) < 2 * MESSAGE, f"{name} said {len(done.output)} characters"
@@ -123,7 +114,7 @@ def _commanded(folder: Path) -> Iterator[Trial]:
     shutil.rmtree(folder)
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def hashes_of(folder: Path) -> dict[str, str]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(file.relative_to(folder)): sha256_bytes(file.read_bytes()) for file in files}
 
@@ -142,7 +133,7 @@ def _saved(folder: Path) -> Path:
 
 def _checkpoints() -> list[bytes]:
     with TemporaryDirectory() as made:
-        return _inputs_of(_saved(Path(made)), ".checkpoints/step-00000004/*")
+        return inputs_of(_saved(Path(made)), ".checkpoints/step-00000004/*")
 
 
 @contextmanager
@@ -155,7 +146,7 @@ def _resumed(folder: Path) -> Iterator[Trial]:
     known = {told(_checkpoint(step)): step for step in (2, 4)}
 
     def trial(data: bytes) -> str:
-        file, before = _put(folder, data)
+        file, before = put(folder, data)
         try:
             found = load_checkpoint(folder)
         finally:
@@ -167,62 +158,8 @@ def _resumed(folder: Path) -> Iterator[Trial]:
     shutil.rmtree(folder)
 
 
-def _built(world: DataWorld) -> Run:
-    """The data stages of four pictures."""
-    for number in range(4):
-        pixels = np.random.default_rng(number).integers(0, 256, (70, 80, 3), dtype=np.uint8)
-        world.add(f"{number}.png", pixels, f"caption {number}")
-    run = world.load({"crop_style": "random", "repeats": 1}, stages=(1,), shard_mib=0.1)
-    _again(world, run)
-    return run
-
-
-def _again(world: DataWorld, run: Run) -> dict[str, str]:
-    """Make what is not there and whole. Returns the hashes of the files, without records that hold times."""
-    index = world.index(run)
-    made = [index, world.pixels(run, index, 1), world.eval_set(run, index)]
-    return {
-        f"{one.kind}/{name}": digest for one in made for name, digest in _hashes(one.path).items() if name != MANIFEST
-    }
-
-
-def _data() -> list[bytes]:
-    with TemporaryDirectory() as made:
-        run = _built(new_world(Path(made)))
-        return _inputs_of(run.workspace, "*/*/*.parquet", "*/*/*.arrow", ".scan/*.arrow", "*/*/manifest.json")
-
-
-@contextmanager
-def _made_again(folder: Path) -> Iterator[Trial]:
-    local_folder.RACY_NS = 0  # notes of young files are read, too
-    world = new_world(folder)
-    run = _built(world)
-    expected = _again(world, run)
-
-    def trial(data: bytes) -> str:
-        name, _, content = data.partition(b"\n")
-        kind, file = name.decode().split("/")[0], name.decode().rpartition("/")[2]
-        place = next(run.workspace.glob(f"{kind}/*.arrow" if kind == ".scan" else f"{kind}/*/{file}"))
-        before = place.read_bytes() if place.exists() else b""
-        place.write_bytes(content)
-        try:
-            found = _again(world, run)
-        except DeepFloydError as error:
-            place.write_bytes(before)
-            assert file == MANIFEST, f"{place} is not made again: {error}"
-            return named_error(error, place.parent)
-        assert found == expected, f"other bytes in {[each for each in expected if found.get(each) != expected[each]]}"
-        return "the same bytes" if place.exists() and place.read_bytes() in (before, content) else "made again"
-
-    yield trial
-    shutil.rmtree(folder)
-
-
-_record = _behind_name(one_of(_resealed, _resealed, damaged, damaged_text()))
+_record = behind_name(one_of(resealed, resealed, damaged, damaged_text()))
 TARGETS = (
     Target("records of a workspace", _records, _record, _commanded),
-    Target("checkpoints", _checkpoints, _behind_name(damaged), _resumed),
-    Target(
-        "ledgers, shards, rows, notes, manifests", _data, _behind_name(one_of(damaged, damaged, _resealed)), _made_again
-    ),
+    Target("checkpoints", _checkpoints, behind_name(damaged), _resumed),
 )

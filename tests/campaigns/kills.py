@@ -1,8 +1,9 @@
 """SIGKILLs of a small run in all its stages, at random moments: afterwards every file has the bytes of an undisturbed run.
 
-A pass is what a user does: `run`, `generate`, `upscale`, `publish`, each command given again until it ends. The commands are
-forks of this process, their jobs forks of those (`command_here`), so that most of a command's time is its work. All of one
-shares one Prefect server.
+A pass is what a user does: `run`, `generate`, `upscale`, `publish`, each command given again until it ends. A kill takes a
+command with all its processes, or one of those processes alone: a rank of a training, a decoder. Every second pass trains
+with two ranks, and must end with the bytes of one. The commands are forks of this process, their jobs forks of those
+(`command_here`), so that most of a command's time is its work. All of one shares one Prefect server.
 """
 
 import os
@@ -11,10 +12,13 @@ import shutil
 import signal
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
 from narrowing import known
 from PIL import Image
 from rows import Row
@@ -26,12 +30,14 @@ from flows.serving.server import prefect_server, see_environment
 
 SHARE = 3
 _SHORT = (
-    "stage1.max_train_steps=8", "stage1.validation_step_interval=4", "stage2.max_train_steps=4", "num_eval_images=1",
-    "num_validation_images=1",
+    "stage1.max_train_steps=8", "stage1.validation_step_interval=4", "stage1.train_batch_size=1",
+    "stage1.gradient_accumulation_steps=2", "stage2.max_train_steps=4", "stage2.gradient_accumulation_steps=2",
+    "num_eval_images=1", "num_validation_images=1",
 )  # fmt: skip
 _STEPS = ("stage1.validation_num_inference_steps=10", "stage2.validation_num_inference_steps=3")
 _PARTS = 12  # of a command's time: the mean time until it is killed is one of them
 _MOST = 30  # kills of a command, after which it is left to end
+_ALONE = 0.4  # share of the kills that take one process of a command
 _PATIENCE_S = 300.0  # for a command that is left to end
 # They hold times, or hashes of what does.
 _TIMES = {MANIFEST, "SHA256SUMS", ".deepfloyd-publication.json"}
@@ -42,12 +48,14 @@ class _Pass:
     """A run in a folder of its own, and what is counted of it."""
 
     run: SmallRun
+    ranks: int  # of its trainings
     kills: Counter[str]
 
     @property
     def commands(self) -> list[tuple[str, ...]]:
         """The command lines of a pass, in their order."""
-        config, sets = str(self.run.config), [word for key in _SHORT for word in ("--set", key)]
+        keys = (*_SHORT, f"num_processes={self.ranks}")
+        config, sets = str(self.run.config), [word for key in keys for word in ("--set", key)]
         steps = [word for key in _STEPS for word in ("--set", key)]
         drawn = ("generate", config, "--prompt", "a purple star", "--prompt", "a red circle", "--seeds", "3-4")
         return [
@@ -74,8 +82,10 @@ class _Pass:
                 found[f"published/{file.name}"] = sha256_file(file)
         return found
 
-    def stage(self) -> str:
-        """What is being made: the newest artifact without a manifest."""
+    def stage(self, command: tuple[str, ...]) -> str:
+        """What a command is making: the newest artifact without a manifest."""
+        if command[0] == "publish":
+            return command[0]
         begun = [path for path in self.run.workspace.glob("*/????????????????") if not (path / MANIFEST).exists()]
         return max(begun, key=lambda path: path.stat().st_mtime).parent.name if begun else "between two artifacts"
 
@@ -85,11 +95,11 @@ def attack(seconds: float, seed: int, folder: Path) -> list[Row]:
     end, number, chance = time.monotonic() + seconds, 0, random.Random(seed)
     with prefect_server(folder / "home"):
         see_environment()
-        whole = _new_pass(folder / "whole")
+        whole = _new_pass(folder / "whole", 1)
         times = [_undisturbed(whole, command) for command in whole.commands]
         expected, kills, failures = whole.hashes(), Counter[str](), list[str]()
         while not number or time.monotonic() < end:
-            broken = _new_pass(folder / str(number))
+            broken = _new_pass(folder / str(number), 2 - number % 2)
             fault = _killed_pass(broken, times, chance, end) or _difference(broken.hashes(), expected)
             kills += broken.kills
             if fault:
@@ -101,12 +111,12 @@ def attack(seconds: float, seed: int, folder: Path) -> list[Row]:
     return [*rows, Row("passes of killed commands, every byte compared", number, len(failures), failures)]
 
 
-def _new_pass(folder: Path) -> _Pass:
+def _new_pass(folder: Path, ranks: int) -> _Pass:
     run = make_small_run(folder)
     (folder / "own").mkdir()
     for name, width in (("1.png", 16), ("2.png", 300)):
         Image.linear_gradient("L").resize((width, 8)).convert("RGB").save(folder / "own" / name)
-    return _Pass(run, Counter())
+    return _Pass(run, ranks, Counter())
 
 
 def _undisturbed(one: _Pass, command: tuple[str, ...]) -> float:
@@ -122,18 +132,27 @@ def _undisturbed(one: _Pass, command: tuple[str, ...]) -> float:
 def _killed_pass(one: _Pass, times: list[float], chance: random.Random, end: float) -> str:
     """Kill each command again and again until it ends by itself. Returns what went wrong; empty: nothing."""
     for command, whole_s in zip(one.commands, times, strict=True):
-        for number in range(_MOST):  # the first kill whatever the time
-            process = one.run.start_here(one.log, *command)
-            process.join(chance.expovariate(_PARTS / whole_s) if not number or time.monotonic() < end else _PATIENCE_S)
-            if not process.is_alive():
+        process: BaseProcess | None = None
+        for number in count():
+            if process is None:
+                process, is_hurt = one.run.start_here(one.log, *command), False
+            kills = number < _MOST and (not number or time.monotonic() < end)  # the first one whatever the time
+            process.join(chance.expovariate(_PARTS / whole_s) if kills else _PATIENCE_S)
+            if process.exitcode == 0:
                 break
-            one.kills[one.stage() if command[0] != "publish" else "publish"] += 1
-            _kill(process)
-        if process.exitcode != 0:
-            try:
-                _undisturbed(one, command)
-            except RuntimeError as error:
-                return str(error)
+            if process.exitcode is not None and is_hurt:
+                process = None  # it could not do without the process that was killed
+            elif process.exitcode is not None or not kills:
+                return f"{command[0]} ended with {process.exitcode}: {one.log.read_text()[-3000:]}"
+            elif chance.random() < _ALONE and _kill_one(process, chance):
+                one.kills[f"one process, {one.stage(command)}"] += 1
+                is_hurt = True
+            else:
+                one.kills[f"a command, {one.stage(command)}"] += 1
+                _kill(process)
+                process = None
+    if "Traceback" in one.log.read_text():
+        return f"a traceback in {one.log}"
     verified = one.run.call_here("verify", str(one.run.workspace))
     return verified.stdout + verified.stderr if verified.returncode else ""
 
@@ -145,6 +164,16 @@ def _kill(process: BaseProcess) -> None:
     except ProcessLookupError:  # it has not made its session yet
         process.kill()
     process.join()
+
+
+def _kill_one(process: BaseProcess, chance: random.Random) -> bool:
+    """One of the processes that a command has started. Returns whether there was one."""
+    with suppress(psutil.NoSuchProcess):
+        begun = psutil.Process(known(process.pid)).children(recursive=True)
+        if begun:
+            chance.choice(begun).kill()
+        return bool(begun)
+    return False
 
 
 def _difference(found: dict[str, str], expected: dict[str, str]) -> str:

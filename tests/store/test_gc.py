@@ -1,5 +1,6 @@
 """What `gc` does to a workspace: what stays can be used, what goes is said, and nobody is disturbed."""
 
+import errno
 import json
 import os
 import random
@@ -274,6 +275,30 @@ def test_while_it_is_not_known_which_version_serves_nothing_goes(nights: Nights)
     promote(nights.workspace, 4, "a person")
     collect(nights.workspace, STRICT, now())
     assert nights.names == nights.of(3)
+
+
+@pytest.mark.parametrize("name", ["0003.json", "events/000006.json"])
+def test_a_disk_that_fails_once_while_versions_are_read_removes_nothing(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whichever reading of a record it is: the version, or who served before the champion, would be unknown to the rest."""
+    real, readings, failing = Path.read_bytes, [0], [0]
+    record = nights.workspace / "versions" / name
+
+    def read(path: Path) -> bytes:
+        if path == record:
+            readings[0] += 1
+            if readings[0] == failing[0]:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    would_collect(nights.workspace, STRICT, now())
+    assert readings[0]
+    for failing[0] in range(1, readings[0] + 1):
+        readings[0] = 0
+        with pytest.raises(ArtifactError, match=r"nput/output error.*Nothing is removed"):
+            would_collect(nights.workspace, STRICT, now())
 
 
 # ---- what is not its own ----------------------------------------------------------------------------------------------
