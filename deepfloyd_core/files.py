@@ -16,7 +16,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -225,12 +225,21 @@ def record_diff(old: Json, new: Json, prefix: str = "") -> list[str]:
     return lines
 
 
-def parsed_json(data: bytes | str) -> Any:
-    """A value of JSON that others wrote. Raises ValueError, also where it is nested too deeply."""
+def parsed_json(data: bytes | str, as_object: Callable[[list[tuple[str, Any]]], Json] | None = None) -> Any:
+    """A value of JSON that others wrote. Raises ValueError, also where it is nested too deeply. as_object: makes an object
+    of its pairs.
+    """
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=as_object)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> Json:
+    """For `parsed_json`. Raises ValueError where a key is there twice: Python keeps the last one, and others none."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key that is there twice")
+    return found
 
 
 def text_lines(text: str) -> list[str]:

@@ -56,6 +56,8 @@ def read_assignments(text: str) -> dict[str, str]:
     blocks: list[_Block] = []
     for number, line in enumerate(text.split("\n"), 1):
         try:
+            if "\0" in line:
+                raise ValueError("a zero byte, which no shell reads")
             _take(line.strip(" \t"), number, variables, blocks)
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None

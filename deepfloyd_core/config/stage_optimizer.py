@@ -21,15 +21,16 @@ class OptimizerKind:
     library: tuple[str, str] | None = None  # its package, and the extra that installs that; None: torch, or our own
     bf16_weights: bool = False  # it keeps the trained weights in bf16; others in fp32
     averages: bool = False  # it averages the weights itself, so no decaying rate and no use_ema
+    by_number: bool = True  # it updates each number by that number's gradients alone, so tensors can be cut
 
 
 # By the value of `optimizer`; what makes them is in `training.optimizers`.
 OPTIMIZER_KINDS = {
     "adamw": OptimizerKind(),
     "adamw_bf16": OptimizerKind(bf16_weights=True),
-    "adamw_8bit": OptimizerKind(("bitsandbytes", "bitsandbytes")),
-    "adafactor": OptimizerKind(),
-    "prodigy": OptimizerKind(("prodigyopt", "optimizers")),
+    "adamw_8bit": OptimizerKind(("bitsandbytes", "bitsandbytes"), by_number=False),
+    "adafactor": OptimizerKind(by_number=False),
+    "prodigy": OptimizerKind(("prodigyopt", "optimizers"), by_number=False),
     "adamw_schedulefree": OptimizerKind(("schedulefree", "optimizers"), averages=True),
 }
 

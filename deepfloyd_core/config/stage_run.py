@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.keys import LORA, NOTHING, key
+from deepfloyd_core.config.stage_optimizer import OPTIMIZER_KINDS
 from deepfloyd_core.config.stages import STAGES
 
 if TYPE_CHECKING:
@@ -117,11 +118,25 @@ def ranks_fault(config: "StageConfig", ranks: int, are_exact: bool = False) -> s
             f"num_processes is {ranks}, and lora_dropout is {config.lora_dropout}, which is drawn for whole batches: "
             f"they cannot be shared out. Set gradient_accumulation_steps to a multiple of {ranks}, or remove one of them"
         )
+    if config.model_type == "full" and ranks > 1 and (fault := _shards_fault(config, are_exact)):
+        return f"num_processes is {ranks}, which spreads the weights of a UNet that is trained whole, and {fault}"
     if are_exact and ranks > 1 and (config.micro_batch_size or size) < size:
         return (
             f"exact_ranks is true, and micro_batch_size is {config.micro_batch_size}: the parts of a batch are summed "
             "before those of the processes, in another order than that of one process. Remove one of them"
         )
+    return ""
+
+
+def _shards_fault(config: "StageConfig", are_exact: bool) -> str:
+    """What cannot be done with parts of tensors."""
+    if not config.optimizer_kind.by_number:
+        fit = ", ".join(name for name, kind in OPTIMIZER_KINDS.items() if kind.by_number)
+        return f"optimizer is {config.optimizer!r}, which looks at whole tensors. Use one of {fit}, or one process"
+    if are_exact:
+        return "exact_ranks is true, which needs whole gradients. Remove one of them"
+    if config.dynamo_backend != "no":
+        return f"dynamo_backend is {config.dynamo_backend!r}, whose one graph gathers no weights. Set it to no"
     return ""
 
 

@@ -88,16 +88,18 @@ def _encoding(run: Run, on_gpu: bool) -> Iterator[_Need]:
 
 
 def _trainings(run: Run, on_gpu: bool) -> Iterator[_Need]:
-    """The UNet of each stage, in each process: on GPUs each has one of its own."""
+    """The UNet of each stage, in each process: on GPUs each has one of its own, or its part of one that is trained whole."""
     for stage in run.config.stages:
-        ranks = 1 if on_gpu else ranks_of(run.config, stage, 0)
-        own = run.config.stage(stage)
+        own, ranks = run.config.stage(stage), ranks_of(run.config, stage, 0)
+        copies = 1.0 if on_gpu else ranks
+        if own.model_type == "full":
+            copies /= ranks
         count = _parameters(run, stage, "unet", UNET_WEIGHTS, unet_parameters(own.model_flavour))
         smaller = "base_model_precision=int8"
         if own.model_type == "full":
             smaller = "model_type=lora" if own.optimizer in _FULL else "optimizer=adamw_bf16"
         remedy = f"{_command(run)} --set stage{stage}.{smaller}"
-        yield _Need(f"the UNet of stage {stage}, in training,", _unet_width(own) * count * ranks, remedy)
+        yield _Need(f"the UNet of stage {stage}, in training,", _unet_width(own) * count * copies, remedy)
 
 
 def _command(run: Run) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deepfloyd_core.errors import ModelError
-from deepfloyd_core.files import parsed_json
+from deepfloyd_core.files import each_once, parsed_json
 from deepfloyd_core.models.headers import weight_files
 
 _MOST_HEADER = 100_000_000  # bytes; more is what safetensors itself refuses
@@ -60,7 +60,7 @@ def _fault(file: Path) -> str | None:
     if len(header) < length:
         return f"is truncated to {size:,} bytes"
     try:
-        whole = 8 + length + _bytes_of(parsed_json(header.decode()))
+        whole = 8 + length + _bytes_of(parsed_json(header.decode(), each_once))
     except (ValueError, KeyError, TypeError, AttributeError):
         return _NO_FILE
     return f"has {size:,} of {whole:,} bytes" if size != whole else None

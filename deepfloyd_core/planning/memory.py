@@ -87,7 +87,7 @@ def plan_memory(
         if f"{STAGES[stage].table}_lora" in made:
             plans.append(_training(run, stage, each, device))
             if pictures := sampled_together(run, stage):
-                held = state_parts(run.config.stage(stage), each)
+                held = state_parts(run.config.stage(stage), each, ranks_of(run.config, stage, device.gpus))
                 plans.append(_sampling(run, stage, "validating", Sampling(each, sizes[stage], held, pictures), device))
     if "cascade_samples" in made:
         for stage, each in costs.items():
@@ -130,7 +130,7 @@ def _sampling(run: Run, stage: Stage, what: str, sampling: Sampling, device: Dev
 def _training(run: Run, stage: Stage, costs: StepCosts, device: Device) -> MemoryPlan:
     config, ranks = run.config.stage(stage), ranks_of(run.config, stage, device.gpus)
     own, device = of_a_rank(config, ranks), replace(device, ranks=ranks)
-    parts = [Part(name, count) for name, count in step_parts(own, costs, device.is_cpu).items()]
+    parts = [Part(name, count) for name, count in step_parts(own, costs, device.is_cpu, ranks).items()]
     parts += _program(device)
     what = f"{STAGES[stage].title}, training" + (f", each of {ranks} processes" if ranks > 1 else "")
     return MemoryPlan(what, tuple(parts), training_savings(config, costs, device), ranks)

@@ -43,7 +43,7 @@ class Saving:
 def training_bytes(config: StageConfig, costs: StepCosts, device: Device) -> int:
     """The most that a training takes, or each of its processes."""
     own = of_a_rank(config, device.ranks)
-    return sum(step_parts(own, costs, device.is_cpu).values()) + (PROGRAM if device.is_cpu else 0)
+    return sum(step_parts(own, costs, device.is_cpu, device.ranks).values()) + (PROGRAM if device.is_cpu else 0)
 
 
 def training_savings(config: StageConfig, costs: StepCosts, device: Device) -> tuple[Saving, ...]:

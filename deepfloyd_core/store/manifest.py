@@ -8,9 +8,9 @@ import math
 import stat
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import read_sealed, sha256_file
@@ -29,10 +29,16 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+def _inside(path: str) -> str:
+    if "\0" in path or path.startswith("/") or ".." in path.split("/"):
+        raise ValueError("a path that leads out of the artifact")
+    return path
+
+
 class FileEntry(_Record):
     """A file of an artifact."""
 
-    path: str  # inside the artifact
+    path: Annotated[str, AfterValidator(_inside)]  # inside the artifact
     bytes: int
     sha256: str
 

@@ -109,12 +109,13 @@ class CostRequest(Spec):
     size: Size  # px, of the pictures or windows that are trained on
 
 
-def step_parts(config: StageConfig, costs: StepCosts, on_cpu: bool) -> dict[str, int]:
-    """What is in memory at once while a stage is trained: bytes, by name."""
+def step_parts(config: StageConfig, costs: StepCosts, on_cpu: bool, ranks: int = 1) -> dict[str, int]:
+    """What is in memory at once while a stage is trained: bytes, by name. ranks: see `state_parts`."""
     # While a later pass of a step is at its highest.
-    earlier = {"gradients of earlier passes": costs.trained_bytes} if config.passes_per_step > 1 else {}
+    share = _shares(config, ranks)
+    earlier = {"gradients of earlier passes": costs.trained_bytes // share} if config.passes_per_step > 1 else {}
     return {
-        **state_parts(config, costs),
+        **state_parts(config, costs, ranks),
         "activations and gradients": costs.step(
             config.pass_size, config.gradient_checkpointing, on_cpu, config.passes_per_step
         ),
@@ -122,15 +123,26 @@ def step_parts(config: StageConfig, costs: StepCosts, on_cpu: bool) -> dict[str,
     }
 
 
-def state_parts(config: StageConfig, costs: StepCosts) -> dict[str, int]:
-    """What is in memory between two steps: bytes, by name."""
-    average = {"average": EMA * costs.trained} if config.use_ema else {}
+def state_parts(config: StageConfig, costs: StepCosts, ranks: int = 1) -> dict[str, int]:
+    """What is in memory between two steps: bytes, by name.
+
+    ranks: processes that share the steps. Of a UNet that is trained whole each holds a part, see `sharded`; its weights are
+    counted whole as well, as a validation has them. A step gathers a block at a time, so there this is more than it takes.
+    """
+    share = _shares(config, ranks)
+    parts = {"this process's part of them": costs.trained_bytes // share} if share > 1 else {}
+    average = {"average": EMA * costs.trained // share} if config.use_ema else {}
     return {
         "frozen weights": costs.frozen,
         "trained weights": costs.trained_bytes,
-        "optimizer": int(STATES[config.optimizer] * costs.trained),
+        **parts,
+        "optimizer": int(STATES[config.optimizer] * costs.trained) // share,
         **average,
     }
+
+
+def _shares(config: StageConfig, ranks: int) -> int:
+    return ranks if config.model_type == "full" else 1
 
 
 def default_cache() -> Path:

@@ -32,7 +32,9 @@ from deepfloyd_core.hashing import caption_id, hash_seed
 from deepfloyd_core.models.unet import DTYPES, autocast
 from deepfloyd_core.training.batches import Batch, Draws, Rollout, draw
 from deepfloyd_core.training.draws import vary
+from deepfloyd_core.training.eval_loss import Predict
 from deepfloyd_core.training.ranks import ALONE, Ranks
+from deepfloyd_core.training.sharded import Shards
 from deepfloyd_core.training.turns import Turns, turns_of
 
 
@@ -55,6 +57,13 @@ class TrainingContext:
     is_previewed: bool = False  # `validation_step_interval` is of previews, which are not asked for
     model: Path | None = None  # the folder of the base model, for what is said of it
     ranks: Ranks = ALONE
+    shards: Shards | None = None  # the UNet is spread over the ranks; None: each has all of it
+
+    def whole(self) -> "TrainingContext":
+        """With a UNet that has all weights as they are now. All ranks call it."""
+        if self.shards is None:
+            return self
+        return replace(self, unet=self.shards.whole_unet(), shards=None, compiled=None)
 
     @property
     def turns(self) -> Turns:
@@ -154,6 +163,16 @@ def predict_noise(
         return predict(compiled or context.unet, x, t, text, level, control)
 
 
+def predictor(context: TrainingContext) -> Predict:
+    """The UNet's epsilon for given draws."""
+
+    def predicted(x_0: torch.Tensor, draws: Draws, caption_ids: list[str], pair: torch.Tensor | None) -> torch.Tensor:
+        hint = None if pair is None else as_conditioning(pair)
+        return predict_noise(context, feed(context, x_0, draws, list(caption_ids), hint))[0]
+
+    return predicted
+
+
 def batch_loss(context: TrainingContext, prepared: Prepared) -> torch.Tensor:
     """Training loss of a forward pass: a scalar, the mean over its samples."""
     x_0, draws, fed = prepared.x_0, prepared.draws, prepared.fed
@@ -187,7 +206,7 @@ def roll_out(context: TrainingContext, prepared: Prepared, rollout: Rollout) -> 
     that the target epsilon leads from x_t to x_0: (B, C, H, W), on the CPU.
     """
     x_0, draws, bars = prepared.draws.cut(prepared.x_0), prepared.draws, context.scheduler.alphas_cumprod
-    if not rollout.taken.any():
+    if not rollout.taken.any() and context.shards is None:
         return prepared.fed, torch.zeros_like(x_0)
     earlier = context.scheduler.add_noise(x_0, draws.cut(rollout.noise), rollout.t)
     context.unet.eval()  # no dropout, as in sampling

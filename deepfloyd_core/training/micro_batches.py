@@ -30,8 +30,14 @@ _SIZES, _RANKS = ".micro_batches.json", ".ranks.json"
 def add_gradients(context: TrainingContext, prepared: Prepared) -> float:
     """Add the gradients of a batch to those of its optimizer step. Returns its part of the step's loss."""
     whole, loss = len(prepared.fed.x), 0.0
-    for part in context.turns.parts(micro_batches(prepared, context.turns.pass_size)):
-        own = batch_loss(context, part) * (len(part.fed.x) / whole) / context.config.gradient_accumulation_steps
+    every = micro_batches(prepared, context.turns.pass_size)
+    parts = [(part, len(part.fed.x) / whole) for part in context.turns.parts(every)]
+    if (
+        context.shards is not None
+    ):  # whose passes all ranks make together: what one has more the others make for nothing
+        parts += [(every[0], 0.0)] * (max(context.ranks.gathered(len(parts))) - len(parts))
+    for part, share in parts:
+        own = batch_loss(context, part) * share / context.config.gradient_accumulation_steps
         own.backward()
         loss += own.item()
     return loss

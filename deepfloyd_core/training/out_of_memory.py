@@ -42,7 +42,7 @@ def _total(context: TrainingContext) -> int:
 
 
 def _bytes(config: StageConfig, costs: StepCosts, context: TrainingContext) -> int:
-    return sum(step_parts(config, costs, context.device.type == "cpu").values())
+    return sum(step_parts(config, costs, context.device.type == "cpu", context.ranks.size).values())
 
 
 def _less(context: TrainingContext, costs: StepCosts | None) -> str:

@@ -46,7 +46,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         found = [None] * self.size
-        with _peers():
+        with lost_peers():
             dist.all_gather_object(found, value)
         return found
 
@@ -94,7 +94,7 @@ def joined(rank: int, size: int, is_ordered: bool, device: torch.device, meeting
     else:
         dist.Backend.register_backend(_LOCAL, _gloo_of_loopback, devices=["cpu"])
     backend, store = "nccl" if device.type == "cuda" else _LOCAL, dist.FileStore(str(meeting), size)
-    with _peers():
+    with lost_peers():
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     yield Ranks(rank, size, is_ordered)
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
@@ -135,7 +135,7 @@ class GradientSum:
     def finish(self, has: Sequence[bytes]) -> None:
         """After the last turn: make each gradient the sum over turns and ranks. has: of every rank."""
         for part, bucket in zip(self._parts, self._buckets(), strict=True):
-            with _peers():
+            with lost_peers():
                 if part is None:
                     dist.all_reduce(whole := _flat(bucket))
                 else:
@@ -170,7 +170,7 @@ def _add_ordered(total: torch.Tensor | None, own: torch.Tensor, size: int) -> to
     """Add what every rank has to a total, one after the other. Each rank holds and sums an equal part of it."""
     length = -(-own.numel() // size)
     sent = torch.nn.functional.pad(own, (0, length * size - own.numel()))
-    with _peers():
+    with lost_peers():
         dist.all_to_all_single(parts := torch.empty_like(sent), sent)
     for part in parts.view(size, length):
         total = part.clone() if total is None else total + part
@@ -183,8 +183,8 @@ def _digest(tensors: Sequence[torch.Tensor]) -> str:
 
 
 @contextmanager
-def _peers() -> Iterator[None]:
-    """Turn what torch raises for a lost connection into LostPeerError."""
+def lost_peers() -> Iterator[None]:
+    """In this block what torch raises for a lost connection is a LostPeerError."""
     try:
         yield
     except torch.OutOfMemoryError:

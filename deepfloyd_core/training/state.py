@@ -21,6 +21,7 @@ from deepfloyd_core.training.optimizers import (
     resume_training,
     take_average,
 )
+from deepfloyd_core.training.sharded import Shards
 from deepfloyd_core.training.validation import damaged_losses
 
 
@@ -32,6 +33,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     ema: EMAModel | None
     metrics: list[StepMetrics]  # of each step that is done
+    shards: Shards | None = None  # the parameters, and all of their state, are this rank's parts
 
     @property
     def step(self) -> int:
@@ -41,9 +43,9 @@ class TrainingState:
 
 def training_state(context: TrainingContext) -> TrainingState:
     """The state of the newest checkpoint, or of a new training."""
-    params = trainable(context.unet)
+    params = context.shards.parts if context.shards else trainable(context.unet)
     optimizer = make_optimizer(context.config, params.values(), hash_seed(context.seed, context.stage))
-    state = TrainingState(params, optimizer, make_ema(context.config, params.values()), [])
+    state = TrainingState(params, optimizer, make_ema(context.config, params.values()), [], context.shards)
     _resume(state, context.out)
     return state
 
@@ -76,10 +78,10 @@ def take_averages(state: TrainingState) -> None:
 
 
 class CheckpointWriter:
-    """Writes the state of a training, at most once for a step."""
+    """Writes the state of a training, at most once for a step. All ranks call it, and the first one writes."""
 
-    def __init__(self, state: TrainingState, config: StageConfig, out: Path) -> None:
-        self._state, self._config, self._out = state, config, out
+    def __init__(self, state: TrainingState, config: StageConfig, context: TrainingContext) -> None:
+        self._state, self._config, self._out, self._ranks = state, config, context.out, context.ranks
         self._written, self._since = state.step, time.monotonic()
 
     @property
@@ -87,21 +89,31 @@ class CheckpointWriter:
         """Whether `checkpoint_step_interval` asks for one now, or `checkpointing_minutes` since the last or the start."""
         minutes, passed_s = self._config.checkpointing_minutes, time.monotonic() - self._since
         late = minutes is not None and passed_s >= 60 * minutes
-        return late or self._state.step % self._config.checkpoint_step_interval == 0
+        due = late or self._state.step % self._config.checkpoint_step_interval == 0
+        return bool(self._ranks.of_first(due)) if self._state.shards else due
 
     def write(self) -> None:
         """Write the state as it is, if it is not on disk already, and drop the oldest beyond the limit."""
-        if self._state.step != self._written:
-            save_checkpoint(self._out, _checkpoint(self._state), self._config.checkpoints_total_limit)
-            self._written, self._since = self._state.step, time.monotonic()
+        if self._state.step == self._written or not (self._ranks.leads or self._state.shards):
+            return
+        checkpoint = _checkpoint(self._state)
+        if self._ranks.leads:
+            save_checkpoint(self._out, checkpoint, self._config.checkpoints_total_limit)
+        self._written, self._since = self._state.step, time.monotonic()
 
 
 def _checkpoint(state: TrainingState) -> Checkpoint:
+    def whole(name: str, value: torch.Tensor) -> torch.Tensor:
+        if state.shards and state.shards.is_part(name, value):
+            return state.shards.whole(name, value)
+        return value.detach().cpu().contiguous()
+
     def tensors(values: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: value.detach().cpu().contiguous() for name, value in zip(state.params, values, strict=True)}
+        return {name: whole(name, value) for name, value in zip(state.params, values, strict=True)}
 
     average = {} if state.ema is None else tensors(state.ema.shadow_params)
     kept, numbers = optimizer_state(state.optimizer, state.params)
+    kept = {name: whole(name.rpartition("/")[0], value) for name, value in kept.items()}
     return Checkpoint(state.step, tensors(state.params.values()), kept, numbers, average, state.metrics)
 
 
@@ -110,11 +122,17 @@ def _resume(state: TrainingState, out: Path) -> None:
     checkpoint = load_checkpoint(out, damaged_losses(out))
     if checkpoint is None:
         return
+
+    def own(name: str, value: torch.Tensor) -> torch.Tensor:
+        return state.shards.part(name, value) if state.shards else value
+
     with torch.no_grad():
         for name, param in state.params.items():
-            param.copy_(checkpoint.adapter[name])
-    restore_optimizer(state.optimizer, state.params, checkpoint.optimizer, checkpoint.numbers)
+            param.copy_(own(name, checkpoint.adapter[name]))
+    kept = {name: own(name.rpartition("/")[0], value) for name, value in checkpoint.optimizer.items()}
+    restore_optimizer(state.optimizer, state.params, kept, checkpoint.numbers)
     if state.ema is not None:
-        state.ema.shadow_params = [checkpoint.ema[name].to(param.device) for name, param in state.params.items()]
+        averages = ((own(name, checkpoint.ema[name]), param) for name, param in state.params.items())
+        state.ema.shadow_params = [average.to(param.device) for average, param in averages]
         state.ema.optimization_step = checkpoint.step
     state.metrics[:] = checkpoint.metrics

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 from deepfloyd_core.errors import JobError, Stop
 from deepfloyd_core.training.checkpoints import StepMetrics, last_good
@@ -36,14 +37,13 @@ def run_steps(
     """
     config, ranks, seconds = context.config, context.ranks, 0.0
     asked, pace = _StopRequest(), Throughput(context.device)
-    checkpoints, curve = CheckpointWriter(state, config, context.out), LiveCurve(context.stage, context.out)
+    checkpoints, curve = CheckpointWriter(state, config, context), LiveCurve(context.stage, context.out)
     with Prefetcher(make, config.dataloader_num_workers, config.steps * context.turns.per_step) as ahead:
         for step in range(state.step, config.steps):
             if _due(context, step) and not ranks.of_first(validation.taken(step)):
-                if ranks.leads:
-                    checkpoints.write()
+                checkpoints.write()
                 with asked.at_once(), averaged(state):
-                    show_validation(show, step, *validation.take(step))
+                    show_validation(show, step, *validation.of(context.whole()).take(step))
                 pace = Throughput(context.device)
             context.unet.train()
             began = time.monotonic()
@@ -54,8 +54,8 @@ def run_steps(
             _tell(report, config.steps, state.metrics[-1], pace, show)
             if ranks.leads:
                 curve.step(state.metrics)
-                if step + 1 == config.steps or stop or checkpoints.due:
-                    checkpoints.write()
+            if step + 1 == config.steps or stop or checkpoints.due:
+                checkpoints.write()
             if stop:
                 asked.release()  # a tracker may take long to close
                 raise Stop
@@ -92,7 +92,8 @@ def take_step(
     config, lr = context.config, learning_rate_at(context.config, step)
     set_learning_rate(state.optimizer, lr, config.learning_rate)
     loss, is_asked_by_any, shown = _add_all_gradients(context, state, ahead, step, is_asked)
-    norm = float(torch.nn.utils.clip_grad_norm_(state.params.values(), config.max_grad_norm or math.inf))
+    most = config.max_grad_norm or math.inf
+    norm = state.shards.clip(most) if state.shards else float(clip_grad_norm_(state.params.values(), most))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         left, batch = last_good(context.out), ", ".join(shown)
         raise JobError(f"Step {step + 1}: loss is {loss}, gradient norm {norm}. The batch was {batch}. {left}")
@@ -112,7 +113,8 @@ def _add_all_gradients(
     to end, and the pictures of this rank's part.
     """
     turns, ranks = context.turns, context.ranks
-    total = GradientSum(ranks, list(state.params.values())) if ranks.size > 1 else None
+    summed = ranks.size > 1 and state.shards is None  # shards are summed as they are computed
+    total = GradientSum(ranks, list(state.params.values())) if summed else None
     losses, shown = list[float](), list[str]()
     for turn in range(step * turns.per_step, (step + 1) * turns.per_step):
         prepared = ahead.take(turn)
@@ -123,10 +125,9 @@ def _add_all_gradients(
         shown += prepared.image_ids
         if total is not None:
             total.add()
-    if total is None:
-        return turns.loss([losses]), is_asked(), shown
-    told = ranks.gathered((losses, total.has, is_asked()))
-    total.finish([has for _, has, _ in told])
+    told = ranks.gathered((losses, total.has if total else b"", is_asked()))
+    if total is not None:
+        total.finish([has for _, has, _ in told])
     return turns.loss([each for each, _, _ in told]), any(each for *_, each in told), shown
 
 

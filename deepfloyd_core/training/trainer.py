@@ -11,13 +11,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from diffusers import UNet2DConditionModel
 
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import base_dtype, method_of
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_run import device_fault
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.rows import held_out_ids
-from deepfloyd_core.diffusion.conditioning import as_conditioning
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.hashing import hash_seed
@@ -37,17 +38,18 @@ from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.specs import SampleSpec, sample_specs
 from deepfloyd_core.text.projection import Projected, raw_texts
 from deepfloyd_core.training.attention import set_attention
-from deepfloyd_core.training.batches import Draws, MixedOrder, OrderSettings, TrainingRows
+from deepfloyd_core.training.batches import MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.checkpoints import StepMetrics
 from deepfloyd_core.training.compiled import check_backend, compiled_unet
 from deepfloyd_core.training.eval_loss import HELD_OUT, GridLoss, LossComparison, compared, grid_pictures, mean_loss
-from deepfloyd_core.training.forward import Prepared, TrainingContext, feed, predict_noise, prepare
+from deepfloyd_core.training.forward import Prepared, TrainingContext, predictor, prepare
 from deepfloyd_core.training.jobs import VALIDATION_FILE, TrainingSummary, TrainRequest
 from deepfloyd_core.training.live_curve import save_curve, show_at_end
 from deepfloyd_core.training.micro_batches import KeptSizes, check_separable, keep_sizes
 from deepfloyd_core.training.previews import PICTURES, PREVIEWS
 from deepfloyd_core.training.ranks import ALONE, Ranks, joined, threads_of_rank
 from deepfloyd_core.training.recompute import recompute_activations
+from deepfloyd_core.training.sharded import Shards
 from deepfloyd_core.training.start import known_pictures
 from deepfloyd_core.training.state import training_state
 from deepfloyd_core.training.steps import run_steps
@@ -81,14 +83,20 @@ def _train(job: Job[TrainRequest], context: TrainingContext) -> TrainingSummary 
     shown = _previews(validation, request) if request.previews else validation
     state, method = training_state(context), method_of(context.config)
     first, last, metrics = state.step, context.config.steps, state.metrics
-    ranks.check_alike(list(state.params.values()), f"Stage {stage}, step {first + 1}: what the training goes on from")
+    if not state.shards:
+        ranks.check_alike(
+            list(state.params.values()), f"Stage {stage}, step {first + 1}: what the training goes on from"
+        )
     sizes = keep_sizes(job.out, first, context) if ranks.leads else KeptSizes()
     listed = {**context.config.model_dump(mode="json"), "seed": request.seed}
     with open_loggers(request.machine.trackers if ranks.leads else (), listed, job.out, metrics[:]) as show:
         seconds = run_steps(context, state, _passes(context, rows, order), shown, show, job.report)
-        ranks.check_alike(list(state.params.values()), f"Stage {stage}, step {last}: the trained model")
-        del state  # the optimizer's states can be twice as large as the model
-        trained = sum(param.numel() for param in trainable(context.unet).values())
+        context = context.whole()
+        validation = validation.of(context)
+        del state, shown  # the optimizer's states can be twice as large as the model
+        params = list(trainable(context.unet).values())
+        ranks.check_alike(params, f"Stage {stage}, step {last}: the trained model")
+        trained = sum(param.numel() for param in params)
         frozen = frozen_numbers(context.unet), frozen_bytes(context.unet)
         if ranks.leads:
             method.save(context.unet, stage, folder, job.out)
@@ -169,44 +177,45 @@ def set_up(job: Job[TrainRequest], ranks: Ranks = ALONE) -> TrainingContext:
     if fault := device_fault(config, "rocm" if torch.version.hip else device.type):
         raise ConfigError(f"stage{stage}.{fault}.")
     check_backend(config.dynamo_backend, device, f"stage{stage}.dynamo_backend is {config.dynamo_backend!r}")
-    text = request.inputs.text
-    projected = text.kind != "text_embeds"
-    parent = request.parent.checked("the training starts from") if request.parent else None
-    unet = load_base(folder, projected, base_dtype(config), config.base_model_precision, device)
-    method = method_of(config)
-    method.prepare(unet, config, hash_seed("lora", request.seed, stage))
-    if parent is not None:
-        method.start(unet, parent)
-    set_attention(unet, config.attention_mechanism)
+    unet = _unet(request, config, device)
     check_separable(unet, config, ranks.size)
     if config.gradient_checkpointing:
         recompute_activations(unet)
-    unet.to(device)
     order_channels_last(unet)
+    spreads = config.model_type == "full" and ranks.size > 1
+    shards = Shards(unet, ranks.size, device, lambda: _unet(request, config, device)) if spreads else None
+    text = request.inputs.text
     noising = load_noising_scheduler(folder, stage)
-    texts = Projected(text).batch if projected else raw_texts(text)
+    texts = raw_texts(text) if text.kind == "text_embeds" else Projected(text).batch
     compiled = compiled_unet(unet, config.dynamo_backend)
     return TrainingContext(
         stage, config, request.seed, unet, load_scheduler(folder), noising, texts, device, job.out, compiled,
-        has_parent=parent is not None, is_previewed=request.previews > 0, model=folder,
-        ranks=ranks,
+        has_parent=request.parent is not None, is_previewed=request.previews > 0, model=folder,
+        ranks=ranks, shards=shards,
     )  # fmt: skip
+
+
+def _unet(request: TrainRequest, config: StageConfig, device: torch.device) -> UNet2DConditionModel:
+    """The base model with its new parts, from which the training starts."""
+    projected, method = request.inputs.text.kind != "text_embeds", method_of(config)
+    parent = request.parent.checked("the training starts from") if request.parent else None
+    unet = load_base(request.model, projected, base_dtype(config), config.base_model_precision, device)
+    method.prepare(unet, config, hash_seed("lora", request.seed, request.stage))
+    if parent is not None:
+        method.start(unet, parent)
+    set_attention(unet, config.attention_mechanism)
+    return unet.to(device)
 
 
 def _validation(context: TrainingContext, rows: TrainingRows, order: MixedOrder, job: Job[TrainRequest]) -> Validation:
     request = job.request
-
-    def predict(x_0: torch.Tensor, draws: Draws, caption_ids: list[str], pair: torch.Tensor | None) -> torch.Tensor:
-        hint = None if pair is None else as_conditioning(pair)
-        return predict_noise(context, feed(context, x_0, draws, list(caption_ids), hint))[0]
-
     stage, config = context.stage, context.config
     eval_set, pairs = request.inputs.eval_set, request.inputs.eval_conditioning
     wanted = _specs(request) if request.settings.validation_step_interval else []
     grid, negative = grid_pictures(eval_set, rows, order, stage, pairs), request.validation.validation_negative_prompt
     return Validation(
-        stage, config, negative, request.model, context.unet, context.texts, predict, context.scheduler.alphas_cumprod,
-        grid, wanted, context.out, job.report, ranks=context.ranks,
+        stage, config, negative, request.model, context.unet, context.texts, predictor(context),
+        context.scheduler.alphas_cumprod, grid, wanted, context.out, job.report, ranks=context.ranks,
     )  # fmt: skip
 
 

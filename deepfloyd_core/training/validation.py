@@ -8,7 +8,7 @@ keeps those before its checkpoint.
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ from deepfloyd_core.training.eval_loss import (
     grid_losses,
     mean_loss,
 )
+from deepfloyd_core.training.forward import TrainingContext, predictor
 from deepfloyd_core.training.jobs import VALIDATION_FILE, VALIDATION_SHEET
 from deepfloyd_core.training.ranks import ALONE, Ranks
 from deepfloyd_core.types import Report
@@ -67,6 +68,10 @@ class Validation:
     # Where the losses at step 0 are kept as well: of a parent, which the summary compares with.
     kept: Path | None = None
     ranks: Ranks = ALONE  # each takes a part, and gets all losses
+
+    def of(self, context: TrainingContext) -> "Validation":
+        """The same of another UNet."""
+        return replace(self, unet=context.unet, predict=predictor(context))
 
     def losses(self, of: str) -> list[GridLoss]:
         """The losses on the grid, see `grid_losses`. of: whose, for people."""

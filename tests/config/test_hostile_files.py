@@ -38,6 +38,7 @@ def said(run: SmallRun, file: str | None = None, text: str = "", *sets: str) -> 
         ("x.json", f'{{"seed": {NUMBER}}}', "digits"), ("data.json", f'[{{"id": {NUMBER}}}]', "digits"),
         ("x.toml", 'workspace = "a\\u0000b"', "zero byte"), ("x.json", '{"a\\u0000b": 1}', "zero byte"),
         ("data.json", '[{"id": "x", "instance_data_dir": "a\\u0000b"}]', "zero byte"),
+        ("config.env", "MODEL_TYPE=deepfloyd-lora\nOUTPUT_DIR=a\0b", "line 2: a zero byte"),
     ],
 )  # fmt: skip
 def test_a_file_that_breaks_a_reader_is_one_error(small_run: SmallRun, file: str, text: str, says: str) -> None:

@@ -406,6 +406,7 @@ def test_a_script_is_read_as_bash_reads_it_or_refused(tmp_path: Path) -> None:
         ('if [[ "$A" == "1" ]]; then\nelse LORA_RANK=9\nfi', "line 3: else must be alone on its line here"),
         ('if [[ "$A" == "1" ]]; then\nfi; LORA_ALPHA=3', "line 3: fi must be alone on its line here"),
         ('if [[ "$A" == "1" ]]; then', "line 2: the if has no fi"),
+        ("LORA_RANK=9\0", "line 2: a zero byte"),
         ('if [[ "$USER" == "1" ]]; then\nfi', "line 2: $USER is not set in the file"),
         ("TRAINING_SEED=42\nSEED=7", "TRAINING_SEED and SEED are one option, seed. Keep one of them."),
         ("MODEL_FAMILY=deepfloyd\nFLUX=true", "MODEL_FAMILY and FLUX are one option, model_family"),

@@ -175,10 +175,11 @@ def test_a_file_of_prompts_that_cannot_be_read_is_a_fault_of_the_command_line(
 UNET, T5 = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 
 
-def of_header(name: str = "x", **keys: object) -> bytes:
-    """A file of one tensor, whose header has these keys."""
+def of_header(name: str = "x", times: int = 1, **keys: object) -> bytes:
+    """A file of one tensor, whose header has these keys, and names it so many times."""
     tensor = {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]} | keys
-    text = json.dumps({name: tensor}, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    pair = json.dumps({name: tensor}, ensure_ascii=False)[1:-1]
+    text = f"{{{', '.join([pair] * times)}}}".encode("utf-8", "surrogatepass")
     return len(text).to_bytes(8, "little") + text + bytes(8)
 
 
@@ -196,6 +197,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 11
         (UNET, of_header(dtype="F3"), f"/{UNET} is no safetensors file. Remove it"),
         (UNET, of_header(data_offsets=[4, 12]), f"/{UNET} is no safetensors file. Remove it"),
         (UNET, of_header(data_offsets=[0, 8.0]), f"/{UNET} is no safetensors file. Remove it"),
+        (UNET, of_header(times=2), f"/{UNET} is no safetensors file. Remove it"),
         (UNET, of_header(name="\ud800"), f"/{UNET} is no safetensors file. Remove it"),
         (UNET, 1000, f"/{UNET} is truncated to 1,000 bytes. Remove it"),
         (T5, -1, " bytes. Remove it"),

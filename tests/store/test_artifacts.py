@@ -141,7 +141,14 @@ def test_a_manifest_that_is_no_sealed_record_is_an_artifact_error(built: Artifac
 
 @pytest.mark.parametrize(
     "edit",
-    [{"format": None}, {"spec": 3}, {"inputs": {"index": 3}}, {"files": [{"path": "a.bin"}]}, {"provenance": {}}],
+    [
+        {"format": None},
+        {"spec": 3},
+        {"inputs": {"index": 3}},
+        {"files": [{"path": "a.bin"}]},
+        {"provenance": {}},
+        *({"files": [{"path": path, "bytes": 1, "sha256": "0" * 64}]} for path in ("a\0", "/etc/passwd", "in/../../a")),
+    ],
 )
 def test_a_manifest_that_was_edited_and_sealed_again_is_an_artifact_error_and_stops_no_other(
     built: Artifact, edit: dict[str, Any]

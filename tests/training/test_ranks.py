@@ -1,36 +1,25 @@
 """Several processes that share the steps of a training end with what one process makes."""
 
-import os
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
-import psutil
 import pytest
 import torch
 from data_world import DataWorld
-from training_parts import difference, newest_checkpoint, prepared, stage_text, train_stage, weights
+from ranked import Killer, small, train, with_ranks, with_stage
+from training_parts import difference, newest_checkpoint, weights
 
-from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ConfigError, JobError
-from deepfloyd_core.processes.jobs import job_starter, run_together
-from deepfloyd_core.store.artifacts import Artifact, WorkDir
-from deepfloyd_core.training.jobs import TrainingSummary, TrainRequest
+from deepfloyd_core.processes.jobs import job_starter
 from deepfloyd_core.training.ranks import joined
 from deepfloyd_core.training.turns import turns_of
-from deepfloyd_core.types import no_report
 
-COMMON = {"train_batch_size": 2, "max_train_steps": 4, "mixed_precision": "no", "learning_rate": 1e-3,
-          "checkpoint_step_interval": 1, "validation_step_interval": 2,
-          "validation_num_inference_steps": 2}  # fmt: skip
 LORA = {"lora_rank": 4}
+WHOLE = {"model_type": "full", "train_batch_size": 4}
 TWO: dict[str, tuple[Stage, dict[str, Any]]] = {
     "LoRA with dropout, moving average": (1, {
         **LORA, "lora_dropout": 0.1, "use_ema": True, "snr_gamma": 5.0, "random_flip": True,
@@ -51,36 +40,6 @@ def one_starter() -> Iterator[None]:
     """The processes of all trainings here are forks of one."""
     with job_starter():
         yield
-
-
-def small(world: DataWorld, stage: Stage, **keys: Any) -> tuple[Run, dict[str, Artifact]]:
-    """Noise of two sizes, seven and five pictures with one held out: full batches, and short ones."""
-    rng, scale = np.random.default_rng(0), stage**2
-    for number, width in enumerate([64] * 7 + [96] * 5):
-        world.add(f"{number}.png", rng.integers(0, 256, (64 * scale, width * scale, 3), np.uint8), f"caption {number}")
-    settings = {**COMMON, **keys, "model_flavour": f"tiny-{'i' * stage}"}
-    run = world.load(
-        stages=(stage,), num_threads=1, text_encoder_dtype="fp32", device="cpu", **{f"stage{stage}": settings}
-    )
-    made = prepared(run, world)
-    return run, made | {"text": stage_text(run, stage, made["text_embeds"])}
-
-
-def with_ranks(run: Run, **keys: Any) -> Run:
-    return replace(run, config=run.config.model_copy(update=keys))
-
-
-def with_stage(run: Run, **keys: Any) -> Run:
-    """The run with other settings of Stage I."""
-    return with_ranks(run, stage1=run.config.stage(1).model_copy(update=keys))
-
-
-def by_ranks(count: int) -> Callable[[TrainRequest, WorkDir], TrainingSummary]:
-    return lambda request, work: run_together(request.of_ranks(count), work, no_report)
-
-
-def train(run: Run, made: dict[str, Artifact], stage: Stage, workspace: Path, ranks: int) -> Artifact:
-    return train_stage(run, made, stage, workspace, made["text"], how=by_ranks(ranks))
 
 
 @pytest.mark.slow
@@ -168,65 +127,14 @@ def test_a_stop_reaches_every_rank_and_leaves_one_checkpoint(world: DataWorld, t
     assert again.manifest.summary["steps_of_this_process"] == 20 - step
 
 
-class Killer:
-    """Sends a signal to a rank after its first steps, in each of its first lives."""
-
-    def __init__(self, workspace: Path, rank: int, times: int, number: int = signal.SIGKILL) -> None:
-        self._workspace, self._rank, self._times, self._number = workspace, rank, times, number
-        self._thread = threading.Thread(target=self._run)
-        self._ended = threading.Event()
-        self.addresses = set[str]()  # on which it listens
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        suffix = f"-{self._rank}" if self._rank else ""
-        killed = set[int]()
-        while len(killed) < self._times and not self._ended.is_set():
-            time.sleep(0.02)
-            for log in self._workspace.glob(f"stage1_lora/*/.job-train{suffix}.log"):
-                for pid in writers_of(log) - killed:
-                    if len(killed) < self._times and is_stepping(log.with_name(".job-train.progress")):
-                        self.addresses |= listening(pid)
-                        os.kill(pid, self._number)
-                        killed.add(pid)
-
-
-def listening(pid: int) -> set[str]:
-    """The addresses on which a process waits for connections."""
-    found = psutil.Process(pid).net_connections("tcp")
-    return {one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN}
-
-
-def is_stepping(progress: Path) -> bool:
-    """Whether a checkpoint was written since the try began: a step is reported before its checkpoint."""
-    return progress.exists() and progress.read_text().count("grad") > 1
-
-
-def writers_of(log: Path) -> set[int]:
-    """The processes whose output goes to a log."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if (entry / "fd" / "1").readlink() == log:
-                    found.add(int(entry.name))
-            except OSError:  # it is over
-                continue
-    return found
-
-
 def test_what_cannot_be_shared_out_is_refused(world: DataWorld) -> None:
     """Before anything is made, with the numbers that are wrong and what to set."""
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ({"num_processes": 3}, {"train_batch_size": 4, "gradient_accumulation_steps": 2}, "3, which divides neither"),
         ({"num_processes": 2}, {"train_batch_size": 4, "lora_dropout": 0.1}, "to a multiple of 2"),
+        ({"num_processes": 2}, {**WHOLE, "optimizer": "adafactor"}, "whole tensors. Use one of adamw, adamw_bf16"),
+        ({"num_processes": 2}, {**WHOLE, "dynamo_backend": "eager"}, "gathers no weights. Set it to no"),
+        ({"num_processes": 2, "exact_ranks": True}, WHOLE, "needs whole gradients. Remove one"),
         ({"num_processes": 0}, {}, "num_processes"),
         ({"num_processes": "many"}, {}, "num_processes"),
         ({"num_processes": 2, "exact_ranks": True}, {"train_batch_size": 4, "micro_batch_size": 1}, "exact_ranks is true"),
