@@ -200,6 +200,7 @@ def test_sigterm_ends_a_validation_at_once_and_loses_no_step(tmp_path: Path, mon
         return [], []
 
     validation = SimpleNamespace(taken=lambda step: taken.count(step) == (2 if step == 7 else 1), take=take)
+    validation.of = lambda context: validation
     monkeypatch.setattr(loop, "show_validation", lambda *_: None)
     with pytest.raises(Stop):
         run_loop(config, tmp_path / "broken", monkeypatch, validation=validation)
