@@ -63,6 +63,7 @@ class Bucket:
                 config_kwargs={**S3_CONFIG, "max_pool_connections": 32},
                 use_listings_cache=False,
                 max_concurrency=1,
+                skip_instance_cache=True,
             )
         except ImportError as error:
             raise ConfigError(
