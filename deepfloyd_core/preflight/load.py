@@ -90,8 +90,9 @@ def open_workspace(config: RunConfig) -> None:
     """Bring the records of a workspace that is in a bucket. Raises StorageError where the bucket refuses."""
     if is_url(config.workspace):
         from deepfloyd_core.store.mirror import open_mirror
+        from deepfloyd_core.store.mirror_cache import set_limit
 
-        open_mirror(checked_url(config.workspace), config.workspace_folder)
+        set_limit(open_mirror(checked_url(config.workspace), config.workspace_folder), config.workspace_cache_gib)
 
 
 def _data_file_place(config: RunConfig | None, written: ParsedRunFile, start: Path | None) -> str | None:

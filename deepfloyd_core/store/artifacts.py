@@ -37,6 +37,7 @@ from deepfloyd_core.store.manifest import MANIFEST, FileEntry, Manifest, Summary
 from deepfloyd_core.store.mending import mend
 from deepfloyd_core.store.mirror import drop_record
 from deepfloyd_core.store.mirror_files import bring, is_held, push, restore
+from deepfloyd_core.store.mirror_state import drop_state, sent_meanwhile
 from deepfloyd_core.store.parts import recorded_hash
 from deepfloyd_core.store.provenance import provenance
 from deepfloyd_core.store.set_aside import BEFORE, set_aside
@@ -211,7 +212,8 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
         make_folder(path)
         write_sealed(path / REQUEST, request.record)
         started = datetime.now(UTC)
-        summary = build(WorkDir(path, lock_fd))
+        with sent_meanwhile(path):
+            summary = build(WorkDir(path, lock_fd))
         return commit(path, request, summary, started)
 
 
@@ -234,6 +236,7 @@ def commit(path: Path, request: Request, summary: Summary, started: datetime) ->
     write_sealed(path / MANIFEST, manifest.model_dump(mode="json"))
     drop_working_state(path)
     push(path)
+    drop_state(path)
     drop_record(workspace_of(path), record_file(workspace_of(path), request.name))  # it was collected once
     took = duration(manifest.provenance.seconds)
     log.info("%s %s: built, %s, in %s", request.kind, request.fingerprint, many(len(files), "file"), took)

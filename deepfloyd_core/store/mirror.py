@@ -13,12 +13,14 @@ without `.bucket/` is a plain workspace, and costs one look for it.
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,6 +41,11 @@ _PLACE = "place.json"
 PARTS = "parts"  # files on their way
 _SEEN = "seen"  # a file for each record, with its ETag
 _VERSIONS = "versions/"
+# What else is below RECORDS is none of ours, and is not written to a disk.
+_NAMES = re.compile(
+    r"versions/\d{4,}\.json|versions/events/\d{6,}\.json|held_out/\d+\.json|collected/\w+-[0-9a-f]{16}\.json"
+    rf"|\w+/[0-9a-f]{{16}}/{re.escape(MANIFEST)}"
+)
 _AT_ONCE = 8
 T = TypeVar("T")
 R = TypeVar("R")
@@ -121,7 +128,7 @@ def refresh(mirror: Mirror, below: str = "") -> None:
     below: only those whose names begin so.
     """
     listed = mirror.bucket.list(RECORDS + below)
-    there = {below + name: each.etag for name, each in listed.items()}
+    there = {below + name: each for name, each in listed.items() if _NAMES.fullmatch(below + name)}
     seen = {file.name.replace(":", "/"): file.read_text() for file in (mirror.workspace / FOLDER / _SEEN).iterdir()
             if file.name.replace(":", "/").startswith(below) and not file.name.startswith(".")}  # fmt: skip
     gone = sorted(seen.keys() - there.keys())
@@ -130,9 +137,9 @@ def refresh(mirror: Mirror, below: str = "") -> None:
             f"{mirror.url} lacks {lost[0]}, which it had. Restore it from a backup of the bucket ({mirror.workspace} has a "
             "copy); if the workspace was emptied on purpose, remove that folder."
         )
-    changed = [name for name, etag in there.items()
-               if seen.get(name) != etag or not (mirror.workspace / name).exists()]  # fmt: skip
-    at_once(lambda name: _pull_record(mirror, name), changed)
+    changed = [name for name, each in there.items()
+               if seen.get(name) != each.etag or not (mirror.workspace / name).exists()]  # fmt: skip
+    at_once(lambda name: _pull_record(mirror, name, there[name].changed_s), changed)
     for name in gone:
         _drop_here(mirror, name)
 
@@ -140,6 +147,11 @@ def refresh(mirror: Mirror, below: str = "") -> None:
 def has_records(mirror: Mirror) -> bool:
     """Whether the bucket had any record when it was last asked."""
     return any((mirror.workspace / FOLDER / _SEEN).iterdir())
+
+
+def leads_inside(name: str) -> bool:
+    """Whether a file's name in a record from a bucket leads to a place inside of the directory that the record is of."""
+    return bool(name) and not set(name) & set("\\\0:") and not {"", ".", ".."} & set(name.split("/"))
 
 
 def write_record(workspace: Path, file: Path, record: Json, *, once: bool = False) -> None:
@@ -175,7 +187,8 @@ def check_turn(workspace: Path) -> None:
         fence()
 
 
-def _pull_record(mirror: Mirror, name: str) -> None:
+def _pull_record(mirror: Mirror, name: str, changed_s: float) -> None:
+    """changed_s: when it was written, by the store's clock. That is its time here, too: of versions it tells their age."""
     found = mirror.bucket.get(RECORDS + name)
     if found is None:
         return  # removed meanwhile
@@ -184,29 +197,41 @@ def _pull_record(mirror: Mirror, name: str) -> None:
     if file.name != MANIFEST:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, data)
+        os.utime(file, (changed_s, changed_s))
     else:
         artifact = f"{file.parent.parent.name}/{file.parent.name}"
         with locked_if_free(mirror.workspace, artifact_lock(artifact)) as free:
             if not free:
                 return  # somebody makes it here, too; the next refresh decides
-            _place_manifest(file, data)
+            if not _place_manifest(file, data):
+                log.warning("%s: %s names files outside of its artifact: it is not used", mirror.url, name)
+                return
     mirror.seen(name).write_text(etag)
 
 
-def _place_manifest(file: Path, data: bytes) -> None:
-    """Write the manifest of an artifact that another machine finished, and remove files that it has otherwise."""
-    folder = file.parent
+def _place_manifest(file: Path, data: bytes) -> bool:
+    """Write the manifest of an artifact that another machine finished, and remove files that it has otherwise. Returns
+    whether it may be one: what lies in a bucket may be anybody's.
+    """
+    folder, new = file.parent, dict[str, str]()
+    with suppress(ValueError, KeyError, TypeError):  # whoever reads it tells that it is damaged
+        new = {str(each["path"]): str(each["sha256"]) for each in json.loads(data)["files"]}
+    if not all(map(leads_inside, new)):
+        return False
     if (folder / REQUEST).exists():
         shutil.rmtree(folder)
     elif file.exists():
         with suppress(ArtifactError):
-            old = {entry.path: entry.sha256 for entry in read_manifest(folder).files}
-            new = {str(each["path"]): str(each["sha256"]) for each in json.loads(data)["files"]}
-            for name in old:
-                if new.get(name) != old[name]:
-                    (folder / name).unlink(missing_ok=True)
+            for entry in read_manifest(folder).files:
+                if new.get(entry.path) != entry.sha256:
+                    (folder / entry.path).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(file, data)
+    with suppress(ArtifactError):  # as it is on the machine that made it: the order of artifacts follows from it
+        made = read_manifest(folder).provenance
+        finished = datetime.fromisoformat(made.started).timestamp() + made.seconds
+        os.utime(file, (finished, finished))
+    return True
 
 
 def _drop_here(mirror: Mirror, name: str) -> None:

@@ -18,6 +18,7 @@ from deepfloyd_core.files import fsync_path
 from deepfloyd_core.store.bucket import PIECE
 from deepfloyd_core.store.damage import MARK
 from deepfloyd_core.store.file_faults import need_room, written
+from deepfloyd_core.store.leases import take_lease
 from deepfloyd_core.store.locks import artifact_lock, locked_if_free
 from deepfloyd_core.store.manifest import MANIFEST, FileEntry, read_manifest
 from deepfloyd_core.store.mirror import (
@@ -31,6 +32,7 @@ from deepfloyd_core.store.mirror import (
     mirror_of,
     mirror_of_artifact,
 )
+from deepfloyd_core.store.mirror_cache import trim
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ def bring(folder: Path) -> None:
     etag = _etag(mirror, folder) if mirror else None
     if mirror is None or etag is None or _whole.get(folder) == etag:
         return
+    take_lease(mirror.workspace, _name(folder))
     if missing := [entry for entry in read_manifest(folder).files if entry.misfit(folder)]:
         faults = _fetched(mirror, folder, missing)
         if faults:
@@ -68,6 +71,8 @@ def bring(folder: Path) -> None:
             raise DamagedError(f"{faults[0]}. The next run that needs {folder.parent.name} makes it again.")
     _whole[folder] = etag
     os.utime(_seen(mirror, folder))  # when it was last used
+    if missing:
+        trim(mirror)
 
 
 def restore(folder: Path, damage: Callable[[FileEntry, Path], str]) -> bool:
@@ -107,6 +112,7 @@ def push(folder: Path) -> None:
         etag = _replaced(mirror, RECORDS + name, data)
     if etag is not None:
         mirror.seen(name).write_text(etag)
+        trim(mirror)
     else:
         log.info("%s: another machine made %s/%s meanwhile", mirror.url, folder.parent.name, folder.name)
 
@@ -144,12 +150,12 @@ def _fetch(mirror: Mirror, folder: Path, entry: FileEntry) -> str:
     """Bring a file. Returns why the bucket does not have it; empty: it is here now."""
     file, part = folder / entry.path, mirror.workspace / FOLDER / PARTS / secrets.token_hex(8)
     with written(mirror.workspace):
-        file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as out:
                 fault = _read(mirror, folder, entry, out.write)
             if not fault:
                 fsync_path(part)
+                file.parent.mkdir(parents=True, exist_ok=True)
                 part.replace(file)
                 fsync_path(file.parent)
         finally:

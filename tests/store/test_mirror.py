@@ -4,11 +4,11 @@ Two machines are two folders that mirror one URL. The store is moto's server; wh
 cuts and loses answers.
 """
 
-import json
 import shutil
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,17 @@ from faulty_s3 import faulty_s3
 from releases import Release, make
 from s3_server import s3_server
 
+from deepfloyd_core.config.retention import Policy
 from deepfloyd_core.errors import ArtifactError, BusyError, StorageError
-from deepfloyd_core.store import bucket_turn, mirror_files
+from deepfloyd_core.files import sealed_bytes
+from deepfloyd_core.store import bucket_turn, mirror
 from deepfloyd_core.store.artifacts import Artifact, all_artifacts, verify_artifact
 from deepfloyd_core.store.bucket_turn import bucket_turn as turn
-from deepfloyd_core.store.events import read_events, standing
+from deepfloyd_core.store.events import Event, read_events, standing
+from deepfloyd_core.store.gc import collect
+from deepfloyd_core.store.leases import leased
 from deepfloyd_core.store.mirror import Mirror, open_mirror
+from deepfloyd_core.store.mirror_cache import set_limit
 from deepfloyd_core.store.registry import block, promote
 from deepfloyd_core.store.versions import bundle_of, champion, versions
 
@@ -52,9 +57,9 @@ def machine(folder: Path) -> Mirror:
 
 def released(folder: Path) -> Release:
     """Two versions, made on a machine."""
-    mirror = machine(folder)
-    with turn(mirror.workspace, "one", wait=True):
-        release = Release(mirror.workspace)
+    place = machine(folder)
+    with turn(place.workspace, "one", wait=True):
+        release = Release(place.workspace)
         release.publish("old")
         release.publish("new")
     return release
@@ -106,12 +111,12 @@ def test_what_is_damaged_here_is_brought_again_and_what_is_damaged_there_is_made
 def test_what_a_kill_left_unsent_is_sent_by_the_next_run(
     bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mirror = machine(tmp_path / "a")
+    place = machine(tmp_path / "a")
     with monkeypatch.context() as patch:
         patch.setattr("deepfloyd_core.store.artifacts.push", lambda folder: None)
-        made = make(mirror.workspace, "image_index", {}, data="1" * 16)
+        made = make(place.workspace, "image_index", {}, data="1" * 16)
     assert not hashes(machine(tmp_path / "b").workspace)
-    with turn(mirror.workspace, "next", wait=True):
+    with turn(place.workspace, "next", wait=True):
         assert hashes(machine(tmp_path / "b").workspace) == {made.name: made.hashes}
 
 
@@ -129,7 +134,7 @@ def test_decisions_of_two_machines_at_once_all_count(bucket: Any, tmp_path: Path
         thread.join()
     promote(places[0], 1, "a test")
     other = machine(tmp_path / "c").workspace
-    reasons = [json.loads(event.model_dump_json())["reason"] for event in read_events(other) if event.kind == "blocked"]
+    reasons = [event.reason for event in read_events(other) if isinstance(event, Event) and event.kind == "blocked"]
     assert sorted(reasons) == sorted(f"{place.name} {number}" for place in places for number in range(5))
     assert standing(other).champion == 1
 
@@ -147,6 +152,60 @@ def test_a_store_that_refuses_cuts_and_loses_answers_is_asked_again(
             assert (artifact.path / "stage1/file").exists() and verify_artifact(artifact) == []
     assert min(done["refused"], done["cut"], done["lost"]) > 0, done
     assert hashes(other) == hashes(release.workspace) and versions(other) == versions(release.workspace)
+
+
+def test_no_more_is_kept_here_than_was_asked_for_and_what_a_run_uses_stays(bucket: Any, tmp_path: Path) -> None:
+    place = machine(tmp_path / "a")
+    set_limit(place, 3000 / 2**30)
+    made = []
+
+    @leased
+    def run() -> None:
+        with turn(place.workspace, "one", wait=True):
+            for number in range(4):
+                made.append(make(place.workspace, "image_index", {"text": "x" * 1000, "n": number}, data="1" * 16))
+        assert all((one.folder / "stage1/file").exists() for one in made), "a run uses all of them"
+
+    run()
+    with turn(place.workspace, "two", wait=True):
+        make(place.workspace, "image_index", {"text": "x" * 1000, "n": 9}, data="1" * 16)
+    assert [(one.folder / "stage1/file").exists() for one in made] == [False, False, False, True]
+    assert (made[0].path / "stage1/file").exists() and verify_artifact(made[0]) == [], "brought again"
+    assert [(one.folder / "stage1/file").exists() for one in made] == [True, False, False, False]
+
+
+def test_gc_removes_from_the_bucket_what_no_record_names(bucket: Any, tmp_path: Path) -> None:
+    release, other = released(tmp_path / "a"), machine(tmp_path / "b")
+    extra = make(release.workspace, "generated", {"of": "somebody"}, version="1" * 16)
+    bucket.put_object(Key=f"birds/objects/00/{'0' * 64}", Body=b"of a send that died")
+    before = {each.key for each in bucket.objects.all()}
+    young = collect(release.workspace, Policy(keep_versions=5, keep_days=1), datetime.now(UTC))
+    assert not young.plan.goes and {each.key for each in bucket.objects.all()} == before
+    done = collect(other.workspace, Policy(keep_versions=5, keep_days=0), datetime.now(UTC) + timedelta(seconds=5))
+    gone = {name for name in hashes(release.workspace) if name not in hashes(other.workspace)}
+    assert gone == {one.artifact.name for one in done.plan.goes}
+    keys = {each.key for each in bucket.objects.all()}
+    named = {sha256 for of in hashes(other.workspace).values() for sha256 in of.values()}
+    assert {key.rpartition("/")[2] for key in keys if "/objects/" in key} == named
+    assert hashes(machine(tmp_path / "a").workspace) == hashes(other.workspace), "it is gone there as well"
+    assert extra.name in gone or "generated" in {name.split("/")[0] for name in hashes(other.workspace)}
+    with turn(release.workspace, "a run", wait=True), pytest.raises(BusyError, match="a run on"):
+        collect(other.workspace, Policy(keep_versions=5, keep_days=0), datetime.now(UTC))
+
+
+def test_what_a_bucket_names_never_leads_out_of_its_mirror(bucket: Any, tmp_path: Path) -> None:
+    for key in ("../../x.json", "versions/../../../x.json", ".ssh/authorized_keys", "image_index/" + "0" * 16 + "/x"):
+        bucket.put_object(Key=f"birds/records/{key}", Body=b"{}")
+    place = machine(tmp_path / "a")
+    made = make(place.workspace, "image_index", {}, data="1" * 16)
+    record = made.manifest.model_dump(mode="json")
+    for entry in record["files"]:
+        entry["path"] = "../../../out"
+    bucket.put_object(Key=f"birds/records/{made.name}/manifest.json", Body=sealed_bytes(record))
+    other = machine(tmp_path / "b").workspace
+    assert not hashes(other)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert sorted(path.name for path in other.iterdir()) == [".bucket", ".locks"]
 
 
 # ---- turns ----
@@ -209,7 +268,7 @@ def test_a_run_that_lost_its_turn_writes_nothing_into_the_bucket(bucket: Any, tm
     cut_off = bucket_turn.Turn(one, "cut off")
     cut_off._thread = threading.Thread(target=lambda: None)
     cut_off.take(wait=True)
-    mirror_files.fences[one.workspace] = cut_off.check
+    mirror.fences[one.workspace] = cut_off.check
     try:
         with turn(two.workspace, "the next", wait=True):
             before = {each.key for each in bucket.objects.all()}
@@ -217,7 +276,7 @@ def test_a_run_that_lost_its_turn_writes_nothing_into_the_bucket(bucket: Any, tm
                 make(one.workspace, "image_index", {}, data="1" * 16)
             assert {each.key for each in bucket.objects.all()} == before
     finally:
-        del mirror_files.fences[one.workspace]
+        del mirror.fences[one.workspace]
 
 
 # ---- what people are told ----
