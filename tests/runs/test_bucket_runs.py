@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from faulty_s3 import faulty_s3
 from narrowing import known
-from polling import wait_until
+from polling import within
 from s3_server import s3_server
 from small_run import SmallRun
 
@@ -84,7 +84,9 @@ def test_another_machine_goes_on_with_a_training_from_its_last_checkpoint(
     steps = ("--set", "stage1.max_train_steps=60")
     run = small_run.start_here(log, "run", config, *steps, *on(tmp_path / "here"))
     states = f"{WORKSPACE.removeprefix('s3://work/')}/working/stage1_lora/"
-    wait_until(lambda: any(each.key.endswith("/state.json") for each in objects.objects.filter(Prefix=states)), 120)
+    assert within(
+        120, lambda: any(each.key.endswith("/state.json") for each in objects.objects.filter(Prefix=states)), 0.2
+    )
     os.killpg(known(run.pid), signal.SIGKILL)
     run.join()
     there = small_run.call_here("run", config, *steps, *on(tmp_path / "there"))
