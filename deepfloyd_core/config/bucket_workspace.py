@@ -55,14 +55,16 @@ def folder_of(workspace: str, cache: str | None = None) -> Path:
     return mirror_folder(workspace, cache) if is_url(workspace) else Path(workspace)
 
 
-def workspace_contradictions(workspace: str, cache: str | None, cache_gib: float | None) -> Iterator[str]:
-    """Why a workspace cannot be one, and keys that have no effect on it."""
-    if is_url(workspace):
-        try:
-            checked_url(workspace)
-        except ConfigError as error:
-            yield str(error).removesuffix(".")
+def workspace_faults(workspace: str, cluster: str | None) -> Iterator[str]:
+    """Why a workspace cannot be one. cluster: its address, if there is one."""
+    if not is_url(workspace):
         return
-    for name, value in (("workspace_cache_dir", cache), ("workspace_cache_gib", cache_gib)):
-        if value is not None:
-            yield f"{name} is {value}, without effect while workspace is a folder. Remove it"
+    try:
+        checked_url(workspace)
+    except ConfigError as error:
+        yield str(error).removesuffix(".")
+    if cluster is not None:
+        yield (
+            f"task_runner_address is {cluster!r}, and workspace is in a bucket: the machines of a cluster write shards "
+            "into a folder that all of them share. Remove the address, or use such a folder"
+        )

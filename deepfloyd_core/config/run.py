@@ -13,7 +13,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from deepfloyd_core.config.base import HomePath
-from deepfloyd_core.config.bucket_workspace import folder_of, workspace_contradictions
+from deepfloyd_core.config.bucket_workspace import folder_of, workspace_faults
 from deepfloyd_core.config.cluster import cluster_fault
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.extras import missing_extra, quantization_fault
@@ -137,7 +137,7 @@ class RunConfig(TextKeys, ValidationKeys, RetrainKeys, Machine):
             if stages != EVERY_STAGE and not set(stages) & set(self.stages) and is_changed(self, name):
                 yield f"{name} measures what {titles(stages)} makes, and there is no {tables(stages)}. Remove it"
         yield from idle_faults(self, {})
-        yield from workspace_contradictions(self.workspace, self.workspace_cache_dir, self.workspace_cache_gib)
+        yield from workspace_faults(self.workspace, self.task_runner_address)
         if fault := cluster_fault(self.task_runner, self.task_runner_address):
             yield fault
         for tracker in self.trackers:

@@ -79,6 +79,8 @@ def read_run(path: Path, overrides: tuple[str, ...], faults: list[DeepFloydError
     if config is None:
         return None
     attempt(faults, open_workspace, config)
+    if is_url(config.workspace):
+        notes.append(f"{config.workspace} is mirrored in {config.workspace_folder}")
     notes += _run_notes(path, config)
     conditioning = file.conditioning if file is not None else ()
     if file is not None:

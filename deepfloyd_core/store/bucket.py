@@ -9,13 +9,18 @@ sentence.
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 from deepfloyd_core.errors import ConfigError, StorageError
 
 S3_CONFIG = {"connect_timeout": 10, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 8}}
-_TRIES, _PAUSE_S = 5, 0.3
+# botocore tries 4 times, s3fs twice that, and the tries here again: an address where nothing listens is told after 20 s. A
+# run that has its turn waits for minutes, rather than lose hours.
+_CONFIG = {**S3_CONFIG, "retries": {"mode": "standard", "max_attempts": 4}, "max_pool_connections": 32}
+_S3FS_TRIES, _TRIES, PATIENT_TRIES = 2, 3, 12
+_PAUSE_S, _LONGEST_PAUSE_S = 0.3, 20.0
 PIECE = 16 << 20  # bytes of a request
 _NOT_FOUND = ("NoSuchKey", "404", "NotFound")
 _REFUSED = ("PreconditionFailed", "412")
@@ -60,7 +65,7 @@ class Bucket:
         try:
             self._fs: Any = fsspec.filesystem(
                 "s3",
-                config_kwargs={**S3_CONFIG, "max_pool_connections": 32},
+                config_kwargs=_CONFIG,
                 use_listings_cache=False,
                 max_concurrency=1,
                 skip_instance_cache=True,
@@ -69,6 +74,7 @@ class Bucket:
             raise ConfigError(
                 f"{url} needs a package that is not installed ({error}): pip install 'deepfloyd-pipeline[s3]'."
             ) from None
+        self._fs.retries, self.tries = _S3FS_TRIES, _TRIES
         self._failures, self._sync = failures(self._fs), fsspec.asyn.sync
 
     def get(self, key: str) -> tuple[bytes, str] | None:
@@ -168,7 +174,7 @@ class Bucket:
 
     def _asked(self, act: str, ask: Callable[[], Awaitable[T]], conditional: bool = False) -> T | None:
         """What the store answers; None: no such object. Raises FileExistsError where a condition is not met."""
-        for attempt in range(1, _TRIES + 1):
+        for attempt in count(1):
             try:
                 answer: T = self._sync(self._fs.loop, ask)
                 return answer
@@ -178,9 +184,9 @@ class Bucket:
                     return None
                 if conditional and code in _REFUSED:
                     raise FileExistsError(act) from None
-                if attempt == _TRIES or not _passes(error, code):
+                if attempt >= self.tries or not _passes(error, code):
                     raise self._sentence(act, error, code, conditional) from None
-                time.sleep(_PAUSE_S * 2**attempt)
+                time.sleep(min(_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S))
         raise AssertionError
 
     def _sentence(self, act: str, error: Exception, code: str, conditional: bool) -> StorageError:

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from deepfloyd_core.errors import BusyError, StorageError
 from deepfloyd_core.files import parsed_json
-from deepfloyd_core.store.mirror import Mirror, fences, mirror_of, refresh
+from deepfloyd_core.store.bucket import PATIENT_TRIES
+from deepfloyd_core.store.mirror import FOLDER, PLACE, Mirror, fences, mirror_of, refresh
 from deepfloyd_core.store.mirror_files import push_unsent
 from deepfloyd_core.types import Json
 
@@ -129,10 +130,11 @@ def bucket_turn(workspace: Path, name: str, *, wait: bool) -> Iterator[None]:
     if mirror is None:
         yield
         return
-    _need_conditions(mirror)
+    if not (mirror.workspace / FOLDER / _CONDITIONS).exists():
+        try_conditions(mirror)
     turn = Turn(mirror, f"{name} on {socket.gethostname()}")
     turn.take(wait)
-    fences[workspace] = turn.check
+    fences[workspace], mirror.bucket.tries = turn.check, PATIENT_TRIES
     try:
         refresh(mirror)  # what others made meanwhile
         push_unsent(mirror)
@@ -142,12 +144,11 @@ def bucket_turn(workspace: Path, name: str, *, wait: bool) -> Iterator[None]:
         turn.end()
 
 
-def _need_conditions(mirror: Mirror) -> None:
-    """Raise StorageError where the store accepts conditional writes and does not keep their conditions."""
-    noted, key = mirror.workspace / ".bucket" / _CONDITIONS, f"trials/{secrets.token_hex(8)}"
-    if noted.exists():
-        return
-    bucket = mirror.bucket
+def try_conditions(mirror: Mirror) -> None:
+    """Try what a run needs. Raises StorageError for a bucket that may not be written, and for a store that accepts
+    conditional writes and does not keep their conditions.
+    """
+    noted, key, bucket = mirror.workspace / FOLDER / _CONDITIONS, f"trials/{secrets.token_hex(8)}", mirror.bucket
     etag = bucket.put_new(key, b"1")
     kept = (
         etag and not bucket.put_new(key, b"2") and bucket.put_if(key, b"3", etag) and not bucket.put_if(key, b"4", etag)
@@ -163,7 +164,7 @@ def _need_conditions(mirror: Mirror) -> None:
 
 def _identity(mirror: Mirror) -> str:
     """Tells mirrors apart, also one that was copied with its machine's disk."""
-    found = (mirror.workspace / ".bucket" / "place.json").stat()
+    found = (mirror.workspace / FOLDER / PLACE).stat()
     return f"{mirror.id} {socket.gethostname()} {found.st_ino} {found.st_ctime_ns}"
 
 

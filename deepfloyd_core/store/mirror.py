@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = ".bucket"  # of a mirror
 RECORDS = "records/"
-_PLACE = "place.json"
+PLACE = "place.json"
 PARTS = "parts"  # files on their way
 _SEEN = "seen"  # a file for each record, with its ETag
 _VERSIONS = "versions/"
@@ -47,6 +48,7 @@ _NAMES = re.compile(
     rf"|\w+/[0-9a-f]{{16}}/{re.escape(MANIFEST)}"
 )
 _AT_ONCE = 8
+_OLD_S = 86400.0
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -89,7 +91,7 @@ def mirror_of(workspace: Path) -> Mirror | None:
     """The mirror that a workspace is; None: a plain folder."""
     key = os.getpid(), workspace
     if key not in _mirrors:
-        file = workspace / FOLDER / _PLACE
+        file = workspace / FOLDER / PLACE
         if not file.exists():
             return None
         record = read_sealed(file, f"Remove {workspace}: it mirrors a bucket, and is filled again")
@@ -106,8 +108,9 @@ def open_mirror(url: str, workspace: Path) -> Mirror:
     """Make a folder the mirror of a workspace in a bucket, and bring its records. Raises StorageError where that fails."""
     create_workspace(workspace)
     with written(workspace), locked(workspace, "mirror", quiet=True):
-        file = workspace / FOLDER / _PLACE
-        if not file.exists():
+        file = workspace / FOLDER / PLACE
+        is_new = not file.exists()
+        if is_new:
             if any(child.name != ".locks" for child in workspace.iterdir() if child.name != FOLDER):
                 raise StorageError(f"{workspace} is to mirror {url}, and holds something else. Move that away.")
             file.parent.mkdir(exist_ok=True)
@@ -118,8 +121,23 @@ def open_mirror(url: str, workspace: Path) -> Mirror:
         assert mirror is not None
         if mirror.url != url:
             raise StorageError(f"{workspace} mirrors {mirror.url}, not {url}. Set another `workspace_cache`.")
-        refresh(mirror)
+        _clean(mirror)
+        try:
+            refresh(mirror)
+        except StorageError:
+            if is_new:  # of a URL that is wrong, or may not be read
+                shutil.rmtree(workspace / FOLDER)
+                del _mirrors[os.getpid(), workspace]
+            raise
     return mirror
+
+
+def _clean(mirror: Mirror) -> None:
+    """Remove files that were on their way in processes that were killed."""
+    for part in (mirror.workspace / FOLDER / PARTS).iterdir():
+        with suppress(FileNotFoundError):
+            if time.time() - part.lstat().st_mtime > _OLD_S:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def refresh(mirror: Mirror, below: str = "") -> None:
@@ -242,8 +260,10 @@ def _drop_here(mirror: Mirror, name: str) -> None:
         with locked_if_free(mirror.workspace, artifact_lock(f"{kind}/{fingerprint}")) as free:
             if not free:
                 return
-            file.unlink(missing_ok=True)
-            shutil.rmtree(file.parent, ignore_errors=True)
+            part = mirror.workspace / FOLDER / PARTS / secrets.token_hex(8)
+            with suppress(FileNotFoundError):
+                file.parent.rename(part)
+                shutil.rmtree(part)
     else:
         file.unlink(missing_ok=True)
     mirror.seen(name).unlink(missing_ok=True)

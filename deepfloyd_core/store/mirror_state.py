@@ -7,6 +7,7 @@ builders leave unfinished stays on its machine.
 """
 
 import logging
+import secrets
 import shutil
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from deepfloyd_core.errors import ArtifactError, StorageError
 from deepfloyd_core.files import TMP_PREFIX, canonical_json, parsed_json, sha256_file
 from deepfloyd_core.store.bucket import PIECE, Bucket
 from deepfloyd_core.store.file_faults import written
-from deepfloyd_core.store.mirror import Mirror, at_once, check_turn, fences, leads_inside, mirror_of
+from deepfloyd_core.store.mirror import FOLDER, PARTS, Mirror, at_once, check_turn, fences, leads_inside, mirror_of
 from deepfloyd_core.store.working_state import REQUEST
 
 log = logging.getLogger(__name__)
@@ -111,8 +112,7 @@ def _bring_state(mirror: Mirror, folder: Path) -> None:
     step, files = state
     if step <= _step(folder):
         return
-    part = mirror.workspace / ".bucket" / f"{folder.parent.name}-{folder.name}"
-    shutil.rmtree(part, ignore_errors=True)
+    part = mirror.workspace / FOLDER / PARTS / secrets.token_hex(8)
     with written(mirror.workspace):
         faults = at_once(lambda name: _brought(bucket, below, part / name, *files[name]), files)
         if not all(faults):
