@@ -31,6 +31,9 @@ _LOGIN = (
     "Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) or the machine's role, "
     "the address of a store that is not Amazon's from AWS_ENDPOINT_URL"
 )
+_ADDRESS = (
+    "Start the store, or correct its address (AWS_ENDPOINT_URL; without it Amazon's), and run the same command again"
+)
 T = TypeVar("T")
 
 
@@ -198,7 +201,10 @@ class Bucket:
                 "each other's records. Use a store that has them (If-None-Match and If-Match), or a folder."
             )
         told = " ".join(f"{code or type(error).__name__}: {error}".split())
-        return StorageError(f"{self.url} cannot be {act}: {told.rstrip('.')}. {_LOGIN}.")
+        from botocore.exceptions import HTTPClientError
+
+        advice = _ADDRESS if isinstance(error, HTTPClientError | TimeoutError) else _LOGIN
+        return StorageError(f"{self.url} cannot be {act}: {told.rstrip('.')}. {advice}.")
 
 
 def _code(error: Exception) -> str:

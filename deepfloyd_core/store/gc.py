@@ -26,7 +26,7 @@ from deepfloyd_core.store.inventory import Stored, last_change, take_inventory, 
 from deepfloyd_core.store.leases import drop_ended_leases, no_new_leases, running_leases
 from deepfloyd_core.store.locks import artifact_lock, locked, locked_if_free
 from deepfloyd_core.store.manifest import MANIFEST, read_manifest
-from deepfloyd_core.store.mirror import drop_record
+from deepfloyd_core.store.mirror import drop_record, mirror_of
 from deepfloyd_core.store.retention import GcPlan, Published, World, plan_gc
 from deepfloyd_core.store.versions import (
     Version,
@@ -82,10 +82,14 @@ def survey(workspace: Path) -> World:
 def run_file_place(workspace: Path, run_file: str) -> Literal["there", "removed", "away"]:
     """Whether a run file, by its path from the workspace, is there, was removed, or cannot be looked at.
 
+    Of a workspace in a bucket it counts as there: it may be on another machine.
+
     It was removed if its folder is there with something else in it. An empty or missing folder may be where a disk that is
     away is mounted: then its versions stay, for the work of weeks is more than the room of the last versions of one file.
     """
     file = workspace / run_file
+    if mirror_of(workspace):
+        return "there"
     try:
         if file.exists():
             return "there"

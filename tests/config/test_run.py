@@ -581,6 +581,8 @@ def test_a_stages_paths_begin_at_the_home_folder(files: Files, home: Path, name:
 def test_a_runs_paths_begin_at_the_home_folder(files: Files, home: Path, name: str) -> None:
     if name == "workspace":
         assert files.load(BOTH, "workspace=~/runs/one").workspace == home / "runs/one"
+    elif name == "workspace_cache_dir":
+        assert files.load({**BOTH, name: "~/none"}).config.workspace_cache_dir == f"{home}/none"
     else:
         assert f"{home}/none" in files.refusal({**BOTH, name: "~/none"})
 
