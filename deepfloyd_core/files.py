@@ -146,8 +146,13 @@ def _sealed_text(record: Json) -> str:
 
 def write_sealed(path: Path, record: Json) -> None:
     """Write a JSON record that contains its own sha256, so that a flipped byte in it is detected."""
+    write_bytes(path, sealed_bytes(record))
+
+
+def sealed_bytes(record: Json) -> bytes:
+    """The bytes that `write_sealed` writes."""
     seal = sha256_bytes(canonical_json(record).encode())
-    write_bytes(path, _sealed_text({**record, "seal": seal}).encode())
+    return _sealed_text({**record, "seal": seal}).encode()
 
 
 def read_sealed(path: Path, remedy: str) -> Json:

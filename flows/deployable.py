@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 from prefect.context import FlowRunContext
 
 from deepfloyd_core.config.base import home_path
+from deepfloyd_core.config.bucket_workspace import is_url
 from deepfloyd_core.config.relative_paths import from_folder, paths_in
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.models.hub import is_hub_id
@@ -69,7 +70,9 @@ def confined(parameters: dict[str, Any], folders: tuple[Path, ...]) -> dict[str,
     """Parameters of a flow with paths from the first folder. Raises ConfigError for a path outside of all folders."""
     placed = dict(parameters)
     for name in PATHS:
-        if placed.get(name):
+        if name == "workspace" and is_url(str(placed.get(name))):
+            _allowed(name, str(placed[name]))
+        elif placed.get(name):
             placed[name] = str(_inside(name, str(placed[name]), folders))
     if placed.get("lora"):
         from deepfloyd_core.adapters.mixed import placed_lora
@@ -98,13 +101,18 @@ def _target(target: str, folders: tuple[Path, ...]) -> str:
     """Where to publish to: a folder inside, or a place that the worker's environment allows."""
     if "://" not in target:
         return str(_inside("target", target, folders))
+    return _allowed("target", target)
+
+
+def _allowed(name: str, target: str) -> str:
+    """A place elsewhere, if the worker's environment allows it."""
     allowed = os.environ.get(TARGETS, "").split()
     if {"", ".", ".."} & set(target.partition("://")[2].rstrip("/").split("/")) or "%" in target or "::" in target:
-        raise ConfigError(f"target is {target!r}, with a part that leads elsewhere. Give it without.")
+        raise ConfigError(f"{name} is {target!r}, with a part that leads elsewhere. Give it without.")
     if not any(target == one or target.startswith(one.rstrip("/") + "/") for one in allowed):
         listed = ", ".join(allowed) or "none"
         raise ConfigError(
-            f"target is {target!r}, and a deployment may publish to {listed}. Add it to {TARGETS} in the environment of the "
+            f"{name} is {target!r}, and a deployment may write to {listed}. Add it to {TARGETS} in the environment of the "
             "worker, with spaces between several."
         )
     return target
@@ -117,7 +125,11 @@ def _overrides(overrides: list[str], folders: tuple[Path, ...]) -> Iterator[str]
                 f"{override.partition('=')[0].strip()} cannot be set in a deployment's parameters: the cluster gets the "
                 "password of the Prefect server. Set it in the run file."
             )
+        key = override.partition("=")[0].strip()
         for path in paths_in(override):
+            if key == "workspace" and is_url(path):
+                _allowed(key, path)
+                continue
             _inside(f"the override of {override.partition('=')[0].strip()}", path, folders)
         yield from_folder(override, folders[0])
 

@@ -1,6 +1,5 @@
 """Remove what a workspace keeps of old versions, abandoned work and old generated pictures, on a schedule."""
 
-from pathlib import Path
 from typing import Annotated
 
 from prefect import flow
@@ -10,7 +9,7 @@ from pydantic import Field
 
 from deepfloyd_core.config import retention
 from deepfloyd_core.store.gc_tables import outcome_words
-from deepfloyd_core.store.lookup import need_workspace
+from deepfloyd_core.store.lookup import opened_workspace
 from flows.deployable import deployable
 from flows.runs.run_lease import rename_run
 from tasks import VERSION
@@ -33,8 +32,7 @@ def gc(
         keep_versions: How many of the last versions of each run file stay, with everything they were made from.
         keep_days: How many days anything else stays after its last change.
     """
-    path = Path(workspace)
-    need_workspace(path)
+    path = opened_workspace(workspace)
     rename_run(path)
     policy = retention.Policy(keep_versions=keep_versions, keep_days=keep_days)
     collection = removed_artifacts(path, policy, delete)

@@ -14,7 +14,7 @@ from deepfloyd_core.bundle.version_page import write_changed_reports
 from deepfloyd_core.store import registry
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.events import standing
-from deepfloyd_core.store.lookup import need_workspace
+from deepfloyd_core.store.lookup import opened_workspace
 from deepfloyd_core.store.versions import find_version
 from flows.deployable import deployable
 from flows.parameters import Number, OneVersion
@@ -99,8 +99,7 @@ def publish(workspace: str, target: str, version: OneVersion = "latest", public:
 
 
 def _workspace(text: str) -> Path:
-    path = Path(text)
-    need_workspace(path)
+    path = opened_workspace(text)
     rename_run(path)
     return path
 

@@ -11,7 +11,7 @@ import fsspec
 
 from deepfloyd_core.errors import ConfigError, StorageError
 from deepfloyd_core.files import TMP_PREFIX, canonical_json, fsync_path, parsed_json, sha256_file, write_bytes
-from deepfloyd_core.sources.bucket import S3_CONFIG, failures
+from deepfloyd_core.store.bucket import S3_CONFIG, failures
 from deepfloyd_core.store.file_faults import written
 from deepfloyd_core.types import Report
 

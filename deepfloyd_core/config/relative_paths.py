@@ -54,7 +54,7 @@ def from_folder(override: str, folder: Path) -> str:
 def _placed(override: str, folder: Path, always: Callable[[str], bool]) -> str:
     key, _, value = override.partition("=")
     name, text = key.strip().rpartition(".")[2], value.strip().strip("\"'")
-    if name not in path_keys() or not text or text.startswith("~"):
+    if name not in path_keys() or not text or text.startswith("~") or "://" in text:
         return override
     placed = folder / text
     return f"{key}={json.dumps(str(placed))}" if always(name) or is_there(placed) else override

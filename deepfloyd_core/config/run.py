@@ -13,6 +13,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from deepfloyd_core.config.base import HomePath
+from deepfloyd_core.config.bucket_workspace import folder_of, workspace_faults
 from deepfloyd_core.config.cluster import cluster_fault
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.extras import missing_extra, quantization_fault
@@ -45,7 +46,9 @@ GROUPS = (TextKeys, ValidationKeys, RetrainKeys, Machine)
 class RunConfig(TextKeys, ValidationKeys, RetrainKeys, Machine):
     """One run of the pipeline."""
 
-    workspace: HomePath = key(says="Directory that holds every artifact of the run.", makes=NOTHING)
+    workspace: HomePath = key(
+        says="Directory that holds every artifact of the run, or s3://BUCKET/PREFIX.", makes=NOTHING
+    )
     data_backend_config: HomePath | None = key(
         None,
         says="The data file (SimpleTuner's multidatabackend.json). Unset: nothing can be trained, only drawn.",
@@ -120,6 +123,11 @@ class RunConfig(TextKeys, ValidationKeys, RetrainKeys, Machine):
             raise ValueError("\n".join(faults))
         return self
 
+    @property
+    def workspace_folder(self) -> Path:
+        """The workspace, or the folder of this machine that mirrors it."""
+        return folder_of(self.workspace, self.workspace_cache_dir)
+
     def _contradictions(self) -> Iterator[str]:
         """Settings that contradict each other or this machine's packages; each text follows the name of the file."""
         if not self.stages:
@@ -129,6 +137,7 @@ class RunConfig(TextKeys, ValidationKeys, RetrainKeys, Machine):
             if stages != EVERY_STAGE and not set(stages) & set(self.stages) and is_changed(self, name):
                 yield f"{name} measures what {titles(stages)} makes, and there is no {tables(stages)}. Remove it"
         yield from idle_faults(self, {})
+        yield from workspace_faults(self.workspace, self.task_runner_address)
         if fault := cluster_fault(self.task_runner, self.task_runner_address):
             yield fault
         for tracker in self.trackers:
@@ -258,5 +267,5 @@ class Run:
 
     @property
     def workspace(self) -> Path:
-        """Directory of the artifacts."""
-        return Path(self.config.workspace)
+        """Directory of the artifacts; of a workspace in a bucket the folder that mirrors it here."""
+        return self.config.workspace_folder

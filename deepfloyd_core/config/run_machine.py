@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from deepfloyd_core.config.base import Spec
+from deepfloyd_core.config.base import HomePath, Spec
 from deepfloyd_core.config.keys import NOTHING, key
 
 
@@ -66,6 +66,21 @@ class Machine(Spec):
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", says="Where models run.", makes=NOTHING)
     num_threads: int | None = key(
         None, ge=1, says="Threads of torch on the CPU; unset: torch's own choice.", makes=NOTHING
+    )
+
+    workspace_cache_dir: HomePath | None = key(
+        None,
+        says="With a workspace in a bucket, the folder for what is in use of it here; unset: "
+        "~/.cache/deepfloyd/workspaces, where commands that take its URL look, too.",
+        makes=NOTHING,
+    )
+    workspace_cache_gib: float | None = key(
+        None,
+        gt=0,
+        le=1e6,
+        says="With a workspace in a bucket, how much of it is kept here (GiB): what was used longest ago goes first, what "
+        "a run uses stays. Unset: everything that was used.",
+        makes=NOTHING,
     )
 
     @property

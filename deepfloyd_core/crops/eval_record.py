@@ -14,6 +14,7 @@ from pathlib import Path
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import TMP_PREFIX, make_folder, read_sealed, write_sealed
 from deepfloyd_core.store.locks import locked
+from deepfloyd_core.store.mirror import write_record
 
 FOLDER = "held_out"
 _LOST = "Take it from a backup, or move it elsewhere: pictures are then held out by hash alone, and may have been trained on"
@@ -57,7 +58,7 @@ def eval_record(workspace: Path, seed: int) -> Iterator[EvalRecord]:
         yield record
         if sum(map(len, record.sets.values())) > before:
             make_folder(path.parent)
-            write_sealed(path, _content(record))
+            write_record(workspace, path, _content(record))
 
 
 def copy_closed(workspace: Path, other: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.doctor.bucket import bucket_findings
 from deepfloyd_core.doctor.embeds import embeds_coming
 from deepfloyd_core.doctor.finding import Finding, told
 from deepfloyd_core.doctor.hub import HubState, ask_hub, hub_finding, in_seconds
@@ -50,6 +51,8 @@ def examine(path: Path | None, overrides: tuple[str, ...], around: Surroundings)
         found += [*proxies.result(), clock.result(), *_of_torch(torch, run)]
         found += _of_models([_state(each) for each in asked], hub.result(), run)
         found += services.result() if services else []
+        if run and not any(run.config.workspace in each.text for each in found):
+            found += bucket_findings(run)
     return list(dict.fromkeys(found))
 
 

@@ -9,6 +9,7 @@ nothing, so for that the data file is neither required nor read.
 from pathlib import Path
 
 from deepfloyd_core.config.base import home_path, is_there, relative_to
+from deepfloyd_core.config.bucket_workspace import checked_url, is_url
 from deepfloyd_core.config.data_file import DataFile, load_data_file
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.relative_paths import no_data_file, start_of_paths
@@ -77,11 +78,23 @@ def read_run(path: Path, overrides: tuple[str, ...], faults: list[DeepFloydError
             datasets = _data_sets(Path(place), file, faults) if file is not None else ()
     if config is None:
         return None
+    attempt(faults, open_workspace, config)
+    if is_url(config.workspace):
+        notes.append(f"{config.workspace} is mirrored in {config.workspace_folder}")
     notes += _run_notes(path, config)
     conditioning = file.conditioning if file is not None else ()
     if file is not None:
         notes += _check_together(path, config, datasets, file, faults) + list(file.notes)
     return Run(config, datasets, tuple(notes), conditioning, str(path.absolute()))
+
+
+def open_workspace(config: RunConfig) -> None:
+    """Bring the records of a workspace that is in a bucket. Raises StorageError where the bucket refuses."""
+    if is_url(config.workspace):
+        from deepfloyd_core.store.mirror import open_mirror
+        from deepfloyd_core.store.mirror_cache import set_limit
+
+        set_limit(open_mirror(checked_url(config.workspace), config.workspace_folder), config.workspace_cache_gib)
 
 
 def _data_file_place(config: RunConfig | None, written: ParsedRunFile, start: Path | None) -> str | None:
@@ -128,7 +141,7 @@ def _check_together(
     for dataset in datasets:
         found = (size_fault(config.stage(stage).flavour, dataset, stage) for stage in config.stages)
         faults += [ConfigError(fault) for fault in found if fault][:1]  # what mends one stage mends the other
-    faults += map(ConfigError, workspace_faults(Path(config.workspace), datasets))
+    faults += map(ConfigError, workspace_faults(config.workspace_folder, datasets))
     for stage in config.stages:
         if file.whole:
             notes += _check_turns(config, datasets, stage, faults)

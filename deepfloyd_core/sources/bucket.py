@@ -16,9 +16,9 @@ from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.sources.folder import RACY_NS
 from deepfloyd_core.sources.listing import PIECE, TEXT_BYTES, Listed, Texts, large_text, printable, read_text
 from deepfloyd_core.sources.names import caption_file, caption_files, kind
+from deepfloyd_core.store.bucket import S3_CONFIG, failures
 
 TEXTS_AT_ONCE = 1000
-S3_CONFIG = {"connect_timeout": 10, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 8}}
 
 
 class Bucket:
@@ -91,16 +91,6 @@ def open_place(dataset: ImageDataset) -> tuple[Any, str]:
             "'deepfloyd-pipeline[s3]'."
         ) from None
     return fs, str(path).rstrip("/")
-
-
-def failures(fs: Any) -> tuple[type[Exception], ...]:
-    """The exceptions that a file system raises when a file cannot be read."""
-    if "s3" not in fs.protocol:
-        return (OSError, ValueError)
-    from aiohttp import ClientError as AiohttpError
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    return (OSError, ValueError, BotoCoreError, ClientError, AiohttpError)  # s3fs translates only some of them
 
 
 def list_files(fs: Any, root: str, where: str) -> dict[str, dict[str, Any]]:

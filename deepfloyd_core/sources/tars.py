@@ -11,7 +11,7 @@ from typing import Any
 
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.sources.bucket import failures, list_files, open_place, stamp
+from deepfloyd_core.sources.bucket import list_files, open_place, stamp
 from deepfloyd_core.sources.listing import (
     FILE_BYTES,
     PIECE,
@@ -23,6 +23,7 @@ from deepfloyd_core.sources.listing import (
     read_text,
 )  # fmt: skip
 from deepfloyd_core.sources.names import caption_file, caption_files, kind
+from deepfloyd_core.store.bucket import failures
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _OPEN_TARS = 16  # whose members a process remembers

@@ -29,11 +29,15 @@ from deepfloyd_core.files import (
 from deepfloyd_core.store.changes import changes, rebuilt
 from deepfloyd_core.store.collected import record_file
 from deepfloyd_core.store.counts import duration, many
-from deepfloyd_core.store.damage import MARK, is_marked, unmark
+from deepfloyd_core.store.damage import is_marked, unmark
+from deepfloyd_core.store.faults import all_faults, faults_in
 from deepfloyd_core.store.leases import take_lease
 from deepfloyd_core.store.locks import artifact_lock, is_locked, locked
 from deepfloyd_core.store.manifest import MANIFEST, FileEntry, Manifest, Summary, read_manifest
 from deepfloyd_core.store.mending import mend
+from deepfloyd_core.store.mirror import drop_record
+from deepfloyd_core.store.mirror_files import bring, is_held, push, restore
+from deepfloyd_core.store.mirror_state import drop_state, sent_meanwhile
 from deepfloyd_core.store.parts import recorded_hash
 from deepfloyd_core.store.provenance import provenance
 from deepfloyd_core.store.set_aside import BEFORE, set_aside
@@ -52,10 +56,16 @@ class Artifact:
 
     kind: str
     fingerprint: str
-    path: Path
+    folder: Path  # its directory; of a workspace in a bucket it may lack files
     reused: bool = field(
         default=False, compare=False
     )  # of `materialise`: it existed and was intact, so nothing was built
+
+    @property
+    def path(self) -> Path:
+        """Its directory, with all its files: what is in a bucket only is brought now."""
+        bring(self.folder)
+        return self.folder
 
     @property
     def name(self) -> str:
@@ -65,7 +75,7 @@ class Artifact:
     @property
     def manifest(self) -> Manifest:
         """The sealed record. Raises ArtifactError when it is damaged or not such a record."""
-        return read_manifest(self.path)
+        return read_manifest(self.folder)
 
     @property
     def spec(self) -> Json:
@@ -84,7 +94,7 @@ class Artifact:
 
     def summary(self, kind: type[S]) -> S:
         """The builder's report. Raises ArtifactError when it is not a summary of this kind."""
-        return kind.of_record(self.manifest.summary, self.path)
+        return kind.of_record(self.manifest.summary, self.folder)
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ class WorkDir:
     def before(self) -> Artifact | None:
         """What is left of the same artifact, which was finished and then damaged; None: it was not."""
         left = Artifact(self.path.parent.name, self.path.name, self.path / BEFORE)
-        return left if (left.path / MANIFEST).exists() else None
+        return left if (left.folder / MANIFEST).exists() else None
 
 
 Builder = Callable[[WorkDir], Summary]
@@ -155,7 +165,7 @@ def newest(
     for artifact, manifest in finished(workspace, kind, format):
         if fits(manifest):
             take_lease(workspace, artifact.name)
-            if (artifact.path / MANIFEST).exists():  # else it was collected just now
+            if (artifact.folder / MANIFEST).exists():  # else it was collected just now
                 return artifact
     return None
 
@@ -183,11 +193,13 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
         existing = find(workspace, request)
         if existing is not None:
             damage = list(damaged_parts(existing))
-            if damage and mend(existing.path):
+            if damage and mend(existing.folder):
                 damage = list(damaged_parts(existing))
             if not damage:
                 unmark(path)
                 drop_working_state(path)
+                if not is_held(path):
+                    push(path)
                 log.info("%s %s: reused", request.kind, request.fingerprint)
                 return replace(existing, reused=True)
             log.warning("%s %s: rebuilt because %s", request.kind, request.fingerprint, "; ".join(damage))
@@ -200,7 +212,8 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
         make_folder(path)
         write_sealed(path / REQUEST, request.record)
         started = datetime.now(UTC)
-        summary = build(WorkDir(path, lock_fd))
+        with sent_meanwhile(path):
+            summary = build(WorkDir(path, lock_fd))
         return commit(path, request, summary, started)
 
 
@@ -221,8 +234,10 @@ def commit(path: Path, request: Request, summary: Summary, started: datetime) ->
         inputs=request.inputs, files=tuple(entries), summary=summary.record, provenance=provenance(started),
     )  # fmt: skip
     write_sealed(path / MANIFEST, manifest.model_dump(mode="json"))
-    record_file(workspace_of(path), request.name).unlink(missing_ok=True)  # it was collected once
     drop_working_state(path)
+    push(path)
+    drop_state(path)
+    drop_record(workspace_of(path), record_file(workspace_of(path), request.name))  # it was collected once
     took = duration(manifest.provenance.seconds)
     log.info("%s %s: built, %s, in %s", request.kind, request.fingerprint, many(len(files), "file"), took)
     return Artifact(request.kind, request.fingerprint, path)
@@ -239,27 +254,23 @@ def all_artifacts(workspace: Path) -> Iterator[Artifact]:
 
 
 def missing_parts(artifact: Artifact) -> Iterator[str]:
-    """One line for each file that is missing or has another size, or for an invalid manifest. Nothing is hashed.
+    """One line for each file that is missing or has another size, or for an invalid manifest. Nothing is hashed. A file that
+    is in the bucket of the workspace is not missing.
 
     Raises OSError where a disk fails: that says nothing of the artifact.
     """
-    return _faults(artifact, FileEntry.misfit)
+    return faults_in(artifact.folder, FileEntry.misfit)
 
 
 def damaged_parts(artifact: Artifact) -> Iterator[str]:
     """`missing_parts`, and one line for each small file with other bytes than its manifest says: before it enters a
     training, a sampling or a publication. Costs a hash of the small files (1.7 GB/s); of all where a reader found damage.
+
+    What is damaged and is whole in the bucket of the workspace is taken from there.
     """
-    return _faults(artifact, FileEntry.damage if is_marked(artifact.path) else FileEntry.damage_if_small)
-
-
-def _faults(artifact: Artifact, fault: Callable[[FileEntry, Path], str]) -> Iterator[str]:
-    try:
-        entries = artifact.manifest.files
-    except ArtifactError as error:
-        yield str(error)
-        return
-    yield from filter(None, (fault(entry, artifact.path) for entry in entries))
+    fault = FileEntry.damage if is_marked(artifact.folder) else FileEntry.damage_if_small
+    faults = list(faults_in(artifact.folder, fault))
+    yield from faults_in(artifact.folder, fault) if faults and restore(artifact.folder, fault) else faults
 
 
 def verify_artifact(artifact: Artifact) -> list[str]:
@@ -269,19 +280,11 @@ def verify_artifact(artifact: Artifact) -> list[str]:
     except ArtifactError as error:
         return [str(error)]
     except OSError as error:
-        return [f"{artifact.path / MANIFEST} cannot be read: {error.strerror}"]
-    damage = []
+        return [f"{artifact.folder / MANIFEST} cannot be read: {error.strerror}"]
     request = Request(record.kind, record.format, record.spec, record.inputs)
-    if request.name != artifact.name:
-        damage.append(f"{artifact.path} holds the manifest of {request.kind} {request.fingerprint}")
-    for entry in record.files:
-        try:
-            damage.append(entry.damage(artifact.path))
-        except OSError as error:  # a disk that fails, or a file that may not be read
-            damage.append(f"{artifact.path / entry.path} cannot be read: {error.strerror}")
-    known = {entry.path for entry in record.files} | {MANIFEST, MARK}
-    others = [file for file in own_paths(artifact.path) if str(file.relative_to(artifact.path)) not in known]
-    return [*filter(None, damage), *(f"{extra} is not in the manifest" for extra in sorted(others) if extra.is_file())]
+    right = request.name == artifact.name
+    others = [] if right else [f"{artifact.folder} holds the manifest of {request.kind} {request.fingerprint}"]
+    return others + all_faults(artifact.folder, record)
 
 
 def _by_age(workspace: Path, kind: str) -> list[Path]:

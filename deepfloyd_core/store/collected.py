@@ -13,7 +13,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.files import TMP_PREFIX, make_folder, read_sealed, write_sealed
+from deepfloyd_core.files import TMP_PREFIX, make_folder, read_sealed
+from deepfloyd_core.store import mirror
 from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
 
 FOLDER = "collected"
@@ -58,7 +59,7 @@ def write_record(workspace: Path, name: str, when: datetime, manifest: Manifest)
     file = record_file(workspace, name)
     make_folder(file.parent)
     record = Collected(when=when.astimezone(UTC).isoformat(timespec="seconds"), manifest=manifest)
-    write_sealed(file, record.model_dump(mode="json"))
+    mirror.write_record(workspace, file, record.model_dump(mode="json"))
 
 
 def collected(workspace: Path, name: str) -> Collected | None:

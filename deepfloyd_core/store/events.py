@@ -18,7 +18,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.files import make_folder, read_sealed, write_sealed
+from deepfloyd_core.files import make_folder, read_sealed
+from deepfloyd_core.store.mirror import write_record
 from deepfloyd_core.store.verdicts import GateReport
 
 FOLDER = "versions"
@@ -143,7 +144,7 @@ def append_event(
     )
     file = _record(workspace, number)
     make_folder(file.parent)
-    write_sealed(file, event.model_dump(mode="json"))
+    write_record(workspace, file, event.model_dump(mode="json"), once=True)
     return event
 
 

@@ -16,6 +16,8 @@ from typing import Literal
 
 from deepfloyd_core.config.retention import Policy
 from deepfloyd_core.errors import ArtifactError, StorageError
+from deepfloyd_core.store.bucket_gc import drop_unnamed
+from deepfloyd_core.store.bucket_turn import bucket_turn
 from deepfloyd_core.store.collected import gone_folder, write_record
 from deepfloyd_core.store.events import FOLDER as VERSIONS
 from deepfloyd_core.store.events import LostEvent, standing
@@ -24,6 +26,7 @@ from deepfloyd_core.store.inventory import Stored, last_change, take_inventory, 
 from deepfloyd_core.store.leases import drop_ended_leases, no_new_leases, running_leases
 from deepfloyd_core.store.locks import artifact_lock, locked, locked_if_free
 from deepfloyd_core.store.manifest import MANIFEST, read_manifest
+from deepfloyd_core.store.mirror import drop_record, mirror_of
 from deepfloyd_core.store.retention import GcPlan, Published, World, plan_gc
 from deepfloyd_core.store.versions import (
     Version,
@@ -81,10 +84,14 @@ def survey(workspace: Path) -> World:
 def run_file_place(workspace: Path, run_file: str) -> Literal["there", "removed", "away"]:
     """Whether a run file, by its path from the workspace, is there, was removed, or cannot be looked at.
 
+    Of a workspace in a bucket it counts as there: it may be on another machine.
+
     It was removed if its folder is there with something else in it. An empty or missing folder may be where a disk that is
     away is mounted: then its versions stay, for the work of weeks is more than the room of the last versions of one file.
     """
     file = workspace / run_file
+    if mirror_of(workspace):
+        return "there"
     try:
         if file.exists():
             return "there"
@@ -96,10 +103,11 @@ def run_file_place(workspace: Path, run_file: str) -> Literal["there", "removed"
 def collect(workspace: Path, policy: Policy, now: datetime, report: Report = no_report) -> Collection:
     """Remove what the policy does not keep. Returns what was removed.
 
-    Raises ArtifactError as `would_collect`, and StorageError when something cannot be removed; the rest is removed then.
+    Raises ArtifactError as `would_collect`, StorageError when something cannot be removed (the rest is removed then), and
+    BusyError where a run of any machine is at work in a workspace that is in a bucket.
     """
     errors: list[StorageError] = []
-    with locked(workspace, _LOCK):
+    with locked(workspace, _LOCK), bucket_turn(workspace, "deepfloyd gc", wait=False):
         before = would_collect(workspace, policy, now)
         gone = [leftover.path for leftover, _ in before.plan.leftovers]
         _remove_all(workspace, gone, _of_versions(before.world), now, errors, no_report)
@@ -109,6 +117,7 @@ def collect(workspace: Path, policy: Policy, now: datetime, report: Report = no_
             renamed = [going for going in planned.plan.goes if _rename_away(workspace, going.artifact, errors)]
         gone = [gone_folder(workspace, going.artifact.name) for going in renamed]
         _remove_all(workspace, gone, _of_versions(planned.world), now, errors, report)
+        drop_unnamed(workspace, policy.keep_days)
         drop_ended_leases(workspace)
     if errors:
         raise errors[0]
@@ -189,6 +198,8 @@ def _remove(workspace: Path, folder: Path, recorded: set[str], now: datetime) ->
         manifest = read_manifest(folder)
         name = f"{manifest.kind}/{manifest.fingerprint}"
         with locked_if_free(workspace, artifact_lock(name)) as free:  # else a run builds it again
-            if free and name in recorded and not (workspace / name / MANIFEST).exists():
-                write_record(workspace, name, now, manifest)
+            if free and not (workspace / name / MANIFEST).exists():
+                if name in recorded:
+                    write_record(workspace, name, now, manifest)
+                drop_record(workspace, workspace / name / MANIFEST)  # in the bucket
     shutil.rmtree(folder)

@@ -7,6 +7,7 @@ symbolic link is followed. Reads every manifest, and asks the file system for ev
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from deepfloyd_core.store.collected import GONE
 from deepfloyd_core.store.lineage import artifact_names
 from deepfloyd_core.store.locks import artifact_lock, is_locked
 from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
+from deepfloyd_core.store.mirror_files import is_held
 from deepfloyd_core.store.unfinished import read_request
 from deepfloyd_core.store.working_state import REQUEST
 
@@ -27,6 +29,9 @@ TENSORBOARD = "tensorboard"  # folder of the workspace: `<kind>-<fingerprint>/` 
 # What else the program keeps in a workspace; `gc` never removes it.
 _RECORDS = {COLLECTED, TENSORBOARD, "held_out", "preview.png", "versions", "wandb"}
 _DIFF = re.compile(r"diff_\d+_\d+\.png")  # of `deepfloyd diff`
+
+
+_BUCKET = -1  # the device of what is in the bucket of the workspace
 
 
 class FileLink(NamedTuple):
@@ -113,6 +118,7 @@ class _Reader:
         self.leftovers: list[Leftover] = []
         self.damaged: list[tuple[Path, str]] = []
         self.foreign: list[Path] = []
+        self._named = Counter[str]()  # how many files of artifacts have these bytes
 
     def kind(self, folder: Path) -> None:
         """Read a folder at the top of a workspace. One without anything like an artifact is foreign as a whole."""
@@ -169,11 +175,23 @@ class _Reader:
             finished, path = isinstance(record, Manifest), self.workspace / name
             with suppress(FileNotFoundError):  # removed meanwhile
                 changed = (path / MANIFEST).stat().st_mtime if finished else last_change(path)
-                files = (*_links(path), *_links(tensorboard_folder(self.workspace, name)))
+                own = self._in_bucket(record) if isinstance(record, Manifest) and is_held(path) else _links(path)
+                files = (*own, *_links(tensorboard_folder(self.workspace, name)))
                 inputs, weights = artifact_names(record.inputs), holders.get(record.inputs.get("parent", ""), ())
                 locked = is_locked(self.workspace, artifact_lock(name))
                 stored.append(Stored(name, finished, changed, tuple(inputs), weights, files, locked))
         return Inventory(tuple(stored), tuple(self.leftovers), tuple(self.damaged), tuple(self.foreign))
+
+    def _in_bucket(self, record: Manifest) -> Iterator[FileLink]:
+        """The files of an artifact as they are in the bucket of the workspace: each once, for all that name it."""
+        for file in record.files:
+            yield FileLink(_BUCKET, int(file.sha256[:16], 16), self._names_of(file.sha256), file.bytes)
+
+    def _names_of(self, sha256: str) -> int:
+        if not self._named:
+            finished = (record for record in self.records.values() if isinstance(record, Manifest))
+            self._named.update(file.sha256 for record in finished for file in record.files)
+        return self._named[sha256]
 
 
 def tensorboard_folder(workspace: Path, name: str) -> Path:

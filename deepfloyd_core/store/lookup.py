@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepfloyd_core.config.base import home_path
+from deepfloyd_core.config.bucket_workspace import checked_url, is_url, mirror_folder
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.store.artifacts import FINGERPRINT, Request
 from deepfloyd_core.store.collected import FOLDER as COLLECTED
@@ -12,6 +14,7 @@ from deepfloyd_core.store.collected import Collected, collected
 from deepfloyd_core.store.events import SERVING
 from deepfloyd_core.store.locks import LOCKS
 from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
+from deepfloyd_core.store.mirror import has_records, mirror_of, open_mirror, refresh
 from deepfloyd_core.store.unfinished import read_request
 from deepfloyd_core.store.versions import Version, find_version, versions
 from deepfloyd_core.store.working_state import REQUEST
@@ -36,6 +39,24 @@ def need_workspace(path: Path) -> None:
     if not (path / LOCKS).is_dir() and not any(FINGERPRINT.fullmatch(child.name) for child in path.glob("*/*")):
         fault = "holds no artifacts" if path.is_dir() else "is no folder" if path.exists() else "is not there"
         raise ConfigError(f"{path} {fault}. Give the folder that `workspace` of the run file names.")
+
+
+def opened_workspace(text: str) -> Path:
+    """The folder of a workspace that a person named: a folder, or the URL of one in a bucket, whose records are brought.
+
+    Raises ConfigError unless it holds artifacts, StorageError where the bucket refuses.
+    """
+    if is_url(text):
+        url = checked_url(text)
+        mirror = open_mirror(url, mirror_folder(url))
+        if not has_records(mirror):
+            raise ConfigError(f"{url} holds no artifacts. Give the URL that `workspace` of the run file names.")
+        return mirror.workspace
+    path = home_path(Path(text))
+    need_workspace(path)
+    if mirrored := mirror_of(path):
+        refresh(mirrored)
+    return path
 
 
 def version_named(workspace: Path, text: str) -> Version | None:

@@ -5,15 +5,18 @@ between two of these leaves a candidate, which the next run of the same bundle j
 is neither published nor promoted again, except by `promote`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.events import FOLDER, Standing, append_event, standing
 from deepfloyd_core.store.locks import locked
+from deepfloyd_core.store.mirror import RacedError, mirror_of, refresh
 from deepfloyd_core.store.verdicts import GateReport
 from deepfloyd_core.store.versions import (
     Origin,
@@ -27,6 +30,9 @@ from deepfloyd_core.store.versions import (
 )
 
 ROLLED_BACK = "rolled back"
+_RACES = 5
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,34 @@ class Outcome:
     serves: int | None = None  # the champion now
 
 
+@contextmanager
+def versions_locked(workspace: Path) -> Iterator[None]:
+    """Hold the lock of versions; of a workspace in a bucket, bring first what others have decided."""
+    with locked(workspace, FOLDER):
+        if mirror := mirror_of(workspace):
+            refresh(mirror, f"{FOLDER}/")
+        yield
+
+
+def _in_turn(decide: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorates a decision on versions: where another machine writes its record first, it is made again upon that."""
+
+    @wraps(decide)
+    def decided(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        for _ in range(_RACES):
+            with suppress(RacedError):
+                return decide(*args, **kwargs)
+        return decide(*args, **kwargs)
+
+    return decided
+
+
 def promote_always(version: Version, champion: int | None) -> Decision:
     """The verdict without a gate."""
     return Decision("promoted", "")
 
 
+@_in_turn
 def publish(
     workspace: Path, bundle: Artifact, index: Artifact, origin: Origin | None = None,
     judge: Judge = promote_always, waits: bool = False,
@@ -68,7 +97,7 @@ def publish(
     origin: None: no run is known. waits: see `settled`. Raises ArtifactError when it is not
     known which version serves.
     """
-    with locked(workspace, FOLDER):
+    with versions_locked(workspace):
         if outcome := settled(workspace, bundle.fingerprint, waits):
             return outcome
         now = standing(workspace)
@@ -106,9 +135,10 @@ def settled(workspace: Path, bundle: str, waits: bool = False) -> Outcome | None
     return None
 
 
+@_in_turn
 def promote(workspace: Path, number: int, by: str, reason: str = "") -> str:
     """Make a version serve, blocked or not. Returns a sentence. Raises ArtifactError when its bundle is not complete."""
-    with locked(workspace, FOLDER):
+    with versions_locked(workspace):
         bundle_of(workspace, find_version(workspace, str(number)))
         now = standing(workspace)
         if now.state_of(number) == "champion":
@@ -117,13 +147,14 @@ def promote(workspace: Path, number: int, by: str, reason: str = "") -> str:
         return f"version {number} is promoted and serves"
 
 
+@_in_turn
 def rollback(workspace: Path, by: str, reason: str = ROLLED_BACK) -> str:
     """Block the champion, so that the one before serves again. Returns a sentence.
 
     Raises ConfigError when there is no champion or none before it, ArtifactError when the bundle of that is not complete
     or it is not known which version serves.
     """
-    with locked(workspace, FOLDER):
+    with versions_locked(workspace):
         now = standing(workspace)
         champion = now.champion
         if champion is None:
@@ -139,11 +170,12 @@ def rollback(workspace: Path, by: str, reason: str = ROLLED_BACK) -> str:
         return f"version {champion} is blocked ({reason}); version {before} serves"
 
 
+@_in_turn
 def block(workspace: Path, number: int, reason: str, by: str) -> str:
     """Block a version: it does not serve, and its bundle is not published again. Returns a sentence."""
     if not reason.strip():
         raise ConfigError("The reason is empty. Say why the version is blocked.")
-    with locked(workspace, FOLDER):
+    with versions_locked(workspace):
         if number not in published_numbers(workspace):
             find_version(workspace, str(number))  # raises, and names those that are there
         event = append_event(workspace, number, "blocked", reason, by)

@@ -16,12 +16,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
-from deepfloyd_core.files import make_folder, read_sealed, write_sealed
+from deepfloyd_core.files import make_folder, read_sealed
 from deepfloyd_core.store.artifacts import Artifact, damaged_parts, missing_parts
 from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.events import FOLDER, SERVING, Event, LostEvent, read_events, standing
 from deepfloyd_core.store.leases import take_lease
 from deepfloyd_core.store.lineage import Lineage, lineage_of
+from deepfloyd_core.store.mirror import write_record
 from deepfloyd_core.types import Json
 
 _RECORD = re.compile(r"\d{4,}\.json")
@@ -83,7 +84,7 @@ def record_version(workspace: Path, bundle: Artifact, index: Artifact, origin: O
         origin.recipe,
         origin.start,
     )
-    write_sealed(_record(workspace, number), asdict(version))
+    write_record(workspace, _record(workspace, number), asdict(version), once=True)
     return version
 
 

@@ -23,13 +23,13 @@ def here(loras: list[str] | None) -> tuple[str, ...]:
 
 
 def workspace_path(text: str) -> Path:
-    """A workspace of the command line. Raises ConfigError unless the folder holds artifacts."""
+    """A workspace of the command line: a folder, or the URL of one in a bucket, whose records are then brought. Raises
+    ConfigError unless it holds artifacts.
+    """
     # Not above: a command that is only asked for its help needs no artifacts.
-    from deepfloyd_core.store.lookup import need_workspace
+    from deepfloyd_core.store.lookup import opened_workspace
 
-    path = user_path(text)
-    need_workspace(path)
-    return path
+    return opened_workspace(text)
 
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", parser=user_path, help="The run file (TOML or JSON).")]
@@ -38,7 +38,10 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file; KEY= removes it."),
 ]
 Workspace = Annotated[
-    Path, typer.Argument(metavar="WORKSPACE", parser=workspace_path, help="Directory of the artifacts.")
+    Path,
+    typer.Argument(
+        metavar="WORKSPACE", parser=workspace_path, help="Directory of the artifacts, or s3://BUCKET/PREFIX."
+    ),
 ]
 
 # Of `generate`.

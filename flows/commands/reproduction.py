@@ -8,6 +8,7 @@ from rich.console import Console
 from deepfloyd_core.bundle.recipe import Reproduction, check_reproduction, different_files, write_scratch
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.mirror import mirror_of
 from tasks.terminal import labelled
 
 
@@ -22,7 +23,8 @@ def announced(out: Console, workspace: Path, number: int) -> Reproduction:
 
 def prepared(workspace: Path, found: Reproduction, scratch: Path | None) -> tuple[Path, Path]:
     """Fill the scratch folder; returns it, and its run file."""
-    folder = scratch or workspace.parent / f"{workspace.name}-version-{found.version.number}-again"
+    beside = Path.cwd() if mirror_of(workspace) else workspace.parent
+    folder = scratch or beside / f"{workspace.name}-version-{found.version.number}-again"
     return folder, write_scratch(workspace, found.version, folder)
 
 

@@ -27,6 +27,7 @@ from prefect.states import Cancelled
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import BusyError
+from deepfloyd_core.store.bucket_turn import bucket_turn
 from deepfloyd_core.store.file_faults import flock
 from deepfloyd_core.store.locks import only_run
 from flows.runs.gpu import gpu_shared
@@ -68,7 +69,8 @@ def sole_run(run: Run) -> Iterator[None]:
     context = FlowRunContext.get()
     scheduled = context is not None and context.flow_run is not None and context.flow_run.auto_scheduled
     rename_run(run.workspace)
-    with only_run(run.workspace, _name(context), wait=not scheduled), gpu_of(run):
+    name, wait = _name(context), not scheduled
+    with only_run(run.workspace, name, wait=wait), bucket_turn(run.workspace, name, wait=wait), gpu_of(run):
         yield
 
 

@@ -44,7 +44,7 @@ _TIMES = {MANIFEST, "SHA256SUMS", ".deepfloyd-publication.json"}
 
 
 @dataclass
-class _Pass:
+class Pass:
     """A run in a folder of its own, and what is counted of it."""
 
     run: SmallRun
@@ -62,8 +62,16 @@ class _Pass:
             ("run", config, *sets),
             (*drawn, "--version", "1", *sets, *steps),
             ("upscale", config, str(self.run.folder / "own"), "--version", "1", *sets),
-            ("publish", str(self.run.workspace), "1", str(self.run.folder / "published")),
+            ("publish", self.workspace, "1", str(self.run.folder / "published")),
         ]
+
+    @property
+    def workspace(self) -> str:
+        """What commands call it."""
+        return str(self.run.workspace)
+
+    def move(self, chance: random.Random) -> None:
+        """Before a command is started: from here on it is on another machine, if there are several."""
 
     @property
     def log(self) -> Path:
@@ -95,12 +103,12 @@ def attack(seconds: float, seed: int, folder: Path) -> list[Row]:
     end, number, chance = time.monotonic() + seconds, 0, random.Random(seed)
     with prefect_server(folder / "home"):
         see_environment()
-        whole = _new_pass(folder / "whole", 1)
-        times = [_undisturbed(whole, command) for command in whole.commands]
+        whole = new_pass(folder / "whole", 1)
+        times = [undisturbed(whole, command) for command in whole.commands]
         expected, kills, failures = whole.hashes(), Counter[str](), list[str]()
         while not number or time.monotonic() < end:
-            broken = _new_pass(folder / str(number), 2 - number % 2)
-            fault = _killed_pass(broken, times, chance, end) or _difference(broken.hashes(), expected)
+            broken = new_pass(folder / str(number), 2 - number % 2)
+            fault = killed_pass(broken, times, chance, end) or difference(broken.hashes(), expected)
             kills += broken.kills
             if fault:
                 failures.append(f"pass {number} of seed {seed}: {fault}\n    {broken.run.folder}")
@@ -111,15 +119,16 @@ def attack(seconds: float, seed: int, folder: Path) -> list[Row]:
     return [*rows, Row("passes of killed commands, every byte compared", number, len(failures), failures)]
 
 
-def _new_pass(folder: Path, ranks: int) -> _Pass:
+def new_pass(folder: Path, ranks: int = 1, kind: type[Pass] = Pass) -> Pass:
+    """Its folder with the pictures of all commands. ranks: of its trainings."""
     run = make_small_run(folder)
     (folder / "own").mkdir()
     for name, width in (("1.png", 16), ("2.png", 300)):
         Image.linear_gradient("L").resize((width, 8)).convert("RGB").save(folder / "own" / name)
-    return _Pass(run, ranks, Counter())
+    return kind(run, ranks, Counter())
 
 
-def _undisturbed(one: _Pass, command: tuple[str, ...]) -> float:
+def undisturbed(one: Pass, command: tuple[str, ...]) -> float:
     """Run a command to its end. Returns the seconds that it took."""
     began = time.monotonic()
     process = one.run.start_here(one.log, *command)
@@ -129,12 +138,13 @@ def _undisturbed(one: _Pass, command: tuple[str, ...]) -> float:
     return time.monotonic() - began
 
 
-def _killed_pass(one: _Pass, times: list[float], chance: random.Random, end: float) -> str:
+def killed_pass(one: Pass, times: list[float], chance: random.Random, end: float) -> str:
     """Kill each command again and again until it ends by itself. Returns what went wrong; empty: nothing."""
     for command, whole_s in zip(one.commands, times, strict=True):
         process: BaseProcess | None = None
         for number in count():
             if process is None:
+                one.move(chance)
                 process, is_hurt = one.run.start_here(one.log, *command), False
             kills = number < _MOST and (not number or time.monotonic() < end)  # the first one whatever the time
             process.join(chance.expovariate(_PARTS / whole_s) if kills else _PATIENCE_S)
@@ -153,7 +163,7 @@ def _killed_pass(one: _Pass, times: list[float], chance: random.Random, end: flo
                 process = None
     if "Traceback" in one.log.read_text():
         return f"a traceback in {one.log}"
-    verified = one.run.call_here("verify", str(one.run.workspace))
+    verified = one.run.call_here("verify", one.workspace)
     return verified.stdout + verified.stderr if verified.returncode else ""
 
 
@@ -176,6 +186,7 @@ def _kill_one(process: BaseProcess, chance: random.Random) -> bool:
     return False
 
 
-def _difference(found: dict[str, str], expected: dict[str, str]) -> str:
+def difference(found: dict[str, str], expected: dict[str, str]) -> str:
+    """Which files differ; empty: none."""
     names = [name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)]
     return f"other bytes than those of an undisturbed run: {', '.join(sorted(names)[:10])}" if names else ""

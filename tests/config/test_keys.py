@@ -44,7 +44,8 @@ OTHER: dict[str, Any] = {
     "caption_strategy": "textfile", "crop_aspect": "preserve", "optimizer": "adamw_bf16", "resolution_type": "pixel_area",
     "probability": 0.5, "random_crops": 3, "embed_file_mib": 8.0, "shard_mib": 8.0,
     "train_batch_size": 2, "attention_mechanism": "math", "max_train_steps": 500, "checkpointing_minutes": 5.0,
-    "num_threads": 2, "micro_batch_size": 2, "sample_batch_size": 1,
+    "num_threads": 2, "micro_batch_size": 2, "sample_batch_size": 1, "workspace_cache_dir": "/cache",
+    "workspace_cache_gib": 5.0,
 }  # fmt: skip
 BIAS: dict[str, Any] = {"timestep_bias_strategy": "range", "timestep_bias_multiplier": 2.0, "timestep_bias_end": 600}
 SAMPLING: dict[str, Any] = {

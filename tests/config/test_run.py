@@ -130,6 +130,7 @@ RUN_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "tokenizer_max_length": (int, 77, 512),
     "embed_file_mib": (float, 0.1, 4096),
     "embed_batch_size": (int, 1, 4096),
+    "workspace_cache_gib": (float, 5e-324, 1e6),
     "embed_workers": (int, 1, 64),
     "validation_seed": (int, 0, 2**32 - 1),
     "num_validation_images": (int, 1, 4096),
@@ -580,6 +581,8 @@ def test_a_stages_paths_begin_at_the_home_folder(files: Files, home: Path, name:
 def test_a_runs_paths_begin_at_the_home_folder(files: Files, home: Path, name: str) -> None:
     if name == "workspace":
         assert files.load(BOTH, "workspace=~/runs/one").workspace == home / "runs/one"
+    elif name == "workspace_cache_dir":
+        assert files.load({**BOTH, name: "~/none"}).config.workspace_cache_dir == f"{home}/none"
     else:
         assert f"{home}/none" in files.refusal({**BOTH, name: "~/none"})
 

@@ -100,7 +100,7 @@ def test_of_each_reason_some_rejected_files_are_named(world: DataWorld) -> None:
     reasons = index.summary(IndexSummary).reasons
     named = [one.file for one in rejected_files(index, reasons, 6)]
     assert "z_cut.jpg" in named and len(named) == 4
-    assert rejected_files(replace(index, path=index.path / "lost"), reasons, 6) == []
+    assert rejected_files(replace(index, folder=index.path / "lost"), reasons, 6) == []
 
 
 def test_captions_that_t5_cuts_are_named_with_their_files(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
