@@ -9,6 +9,24 @@ set -eu
 kind=${1:?process or kubernetes}
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$DEEPFLOYD_PROJECT"
+[ -e prefect.yaml ] || cp "$here/prefect.yaml" .
+
+# In one sentence, what Prefect's commands would tell by a traceback: no server, a wrong password or none, a file that is no YAML.
+python -P - <<'CHECK'
+import os, sys
+import yaml
+from deepfloyd_core.errors import DeepFloydError
+from flows.serving.api import check_api, check_guarded
+try:
+    for check in (check_api, check_guarded):
+        check(os.environ["PREFECT_API_URL"])
+    with open("prefect.yaml", encoding="utf-8") as file:
+        yaml.safe_load(file)["deployments"]
+except (DeepFloydError, OSError) as error:
+    sys.exit(f"setup.sh: {error}")
+except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
+    sys.exit(f"setup.sh: {os.getcwd()}/prefect.yaml lists no deployments: {' '.join(str(error).split())}")
+CHECK
 
 for pool in data gpu; do
   if ! prefect work-pool inspect "$pool" >/dev/null 2>&1; then
@@ -26,5 +44,4 @@ fi
 if ! prefect automation inspect "deepfloyd: run lost" >/dev/null 2>&1; then
   prefect automation create --from-file "$here/automations.yaml"
 fi
-[ -e prefect.yaml ] || cp "$here/prefect.yaml" .
 prefect --no-prompt deploy --all

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import sizing
+import yaml
 from recipes import DEPLOY, FILLED_IN, compose, environment, example_env, manifests, pool
 
 from flows.serving.server import SETTINGS
@@ -204,6 +205,16 @@ def test_the_pools_differ_by_the_gpu_alone_and_name_every_variable() -> None:
     assert pod.pop("tolerations")[0]["key"] == "nvidia.com/gpu"
     assert pod["containers"][0]["resources"]["limits"].pop("nvidia.com/gpu") == "{{ gpus }}"
     assert data == gpu
+
+
+def test_one_image_is_named_everywhere() -> None:
+    (image,) = yaml.safe_load((DEPLOY / "kubernetes/kustomization.yaml").read_text())["images"]
+    named = f"{image['newName']}:{image['newTag']}"
+    assert [pool(name)["variables"]["properties"]["image"]["default"] for name in ("data", "gpu")] == [named, named]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert image["newTag"] == example_env()["TAG"] == version
+    ours = {one["image"] for _, resource in manifests() for one in _containers(resource)}
+    assert ours == {image["name"], compose(example_env() | FILLED_IN)["services"]["postgres"]["image"]}
 
 
 # ---- scripts --------------------------------------------------------------------------------------------------------

@@ -155,3 +155,28 @@ def _make_pools_of_kubernetes(played: Played) -> None:
         assert played.call("setup", "prefect", "--no-prompt", "work-pool", "delete", name).returncode == 0
     done = played.call("setup", "/opt/deploy/setup.sh", "machines")
     assert done.returncode == 2 and "machines is neither process nor kubernetes" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"PREFECT_API_AUTH_STRING": "deepfloyd:guessed"}, "refuses the user and password in PREFECT_API_AUTH_STRING"),
+        ({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "no Prefect server answers there"),
+        ({"DEEPFLOYD_CONFIG": ""}, "DEEPFLOYD_CONFIG"),
+        ({}, "prefect.yaml lists no deployments"),
+    ],
+)
+def test_setup_says_in_one_sentence_what_is_wrong(
+    server: str, tmp_path: Path, changed: dict[str, str], said: str
+) -> None:
+    (tmp_path / "prefect.yaml").write_text("[")
+    environ = {
+        **os.environ,
+        "PREFECT_API_URL": server,
+        "DEEPFLOYD_PROJECT": str(tmp_path),
+        "DEEPFLOYD_CONFIG": "run.toml",
+    }
+    environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["sh", str(DEPLOY / "setup.sh"), "process"]
+    done = subprocess.run(command, env=environ | changed, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode != 0 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
