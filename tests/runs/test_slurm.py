@@ -24,8 +24,14 @@ def test_a_job_whose_time_is_nearly_over_is_queued_again_and_then_ends(small_run
         tool.chmod(0o755)
     environ = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     environ |= {"DEEPFLOYD_BIN": str(tools), "SLURM_JOB_ID": "42", "LAST_STEP_S": "1", "TMPDIR": str(tmp_path)}
-    words = [str(small_run.config), "--set", "stage1.max_train_steps=200", "--set", "stage2.max_train_steps=1"]
-    command = ["bash", str(DEPLOY / "slurm" / "run.sbatch"), *words]
+    keys = (
+        "stage1.max_train_steps=60",
+        "stage1.validation_step_interval=",
+        "stage2.max_train_steps=1",
+        "num_eval_images=0",
+    )
+    words = [word for key in keys for word in ("--set", key)]
+    command = ["bash", str(DEPLOY / "slurm" / "run.sbatch"), str(small_run.config), *words]
     with log.open("ab") as out:
         job = subprocess.Popen(command, cwd=small_run.folder, env=environ, stdout=out, stderr=out)
         assert within(PATIENCE_S, lambda: any(small_run.workspace.glob("stage1_lora/*/.checkpoints/*")), every_s=0.1)
