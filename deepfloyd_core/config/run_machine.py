@@ -69,6 +69,11 @@ class Machine(Spec):
     )
 
     @property
+    def on_cluster(self) -> bool:
+        """Whether parts of an artifact are made by the workers of a cluster."""
+        return self.task_runner in ("ray", "dask")
+
+    @property
     def trackers(self) -> tuple[str, ...]:
         """Where a training is shown, beside the flow run."""
         return () if self.report_to == "none" else tuple(self.report_to.split(","))

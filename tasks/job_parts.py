@@ -1,0 +1,85 @@
+"""Jobs that make parts of an artifact, where the run's task runner has them made: by processes of this machine, or as
+Prefect tasks on a Ray or Dask cluster.
+
+The request of a part lies in the artifact's folder, which all machines of a cluster share; a task gets its place alone. Its
+worker runs it as the flow would: in a process that it starts and outlives. Finished files are kept, so a dead worker costs
+what its part was making. The flow reads the progress of each part from the same folder.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.processes.gpu_slot import slot_of_block
+from deepfloyd_core.processes.job_processes import JobFiles, ProgressFile
+from deepfloyd_core.processes.jobs import JobRequest, S, job_starter, run_job, run_written, write_request
+from deepfloyd_core.processes.jobs import run_parts as run_parts_here
+from deepfloyd_core.store.artifacts import WorkDir
+from deepfloyd_core.types import Report, no_report
+from tasks import VERSION
+from tasks.outbox import call_subflow, server_awaited
+from tasks.runners import Job, run_jobs
+
+LOOK_EVERY_S = 0.5
+
+
+@task(cache_policy=NO_CACHE)
+def job_part(kind: type[JobRequest[Any]], folder: Path, name: str) -> None:
+    """Run a job whose request lies in a folder. What it makes is there as well."""
+    with job_starter([kind.entry.split(":")[0]]):
+        run_written(kind, [JobFiles(folder, name)], [], no_report)
+
+
+def run_parts(
+    config: RunConfig, request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: WorkDir, report: Report
+) -> S:
+    """Run jobs that make parts of an artifact, then the job that needs all parts."""
+    if not config.on_cluster:
+        return run_parts_here(request, parts, work, report)
+    if config.task_runner_address is None and (slot := slot_of_block()):
+        slot.take()  # the cluster's GPUs are this machine's
+    files = [write_request(part, work.path, f".{number}") for number, part in enumerate(parts)]
+    with _followed(files, report):
+        call_subflow(_job_parts, config, type(parts[0]), files)
+    return run_job(request, work, report)
+
+
+# A flow of its own, because Prefect sends a task's flow to its worker: those of `flows` hold what does not pickle.
+@flow(name="job_parts", version=VERSION, flow_run_name="{kind.job} parts", validate_parameters=False)
+@server_awaited
+def _job_parts(config: RunConfig, kind: type[JobRequest[Any]], files: Sequence[JobFiles]) -> None:
+    """The tasks of all parts."""
+    jobs = [
+        Job(job_part.with_options(name=one.name), {"kind": kind, "folder": one.folder, "name": one.name}, 1)
+        for one in files
+    ]
+    run_jobs(config, jobs, no_report, "parts")
+
+
+@contextmanager
+def _followed(files: Sequence[JobFiles], report: Report) -> Iterator[None]:
+    """Report in this block what the processes of all parts write."""
+    ended, followed = threading.Event(), [ProgressFile(one.progress) for one in files]
+    shown = [(0, 0, "")] * len(files)
+
+    def follow() -> None:
+        while not ended.wait(LOOK_EVERY_S):
+            news = [one.news() for one in followed]
+            if any(news):
+                shown[:] = [new or old for new, old in zip(news, shown, strict=True)]
+                done, total, lines = zip(*shown, strict=True)
+                report(sum(done), sum(total), f"{next(filter(None, lines))} in each of {len(files)} parts")
+
+    follower = threading.Thread(target=copy_context().run, args=(follow,), name="follow-parts", daemon=True)
+    with ExitStack() as stack:
+        follower.start()
+        stack.callback(follower.join)
+        stack.callback(ended.set)
+        yield
