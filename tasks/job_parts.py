@@ -8,16 +8,17 @@ what its part was making. The flow reads the progress of each part from the same
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import copy_context
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.config.run import RunConfig
-from deepfloyd_core.processes.gpu_slot import slot_of_block
+from deepfloyd_core.models.gpus import gpu_ids
+from deepfloyd_core.processes.gpu_slot import free_gpu, slot_of_block
 from deepfloyd_core.processes.job_processes import JobFiles, ProgressFile
 from deepfloyd_core.processes.jobs import JobRequest, S, job_starter, run_job, run_written, write_request
 from deepfloyd_core.processes.jobs import run_parts as run_parts_here
@@ -31,10 +32,17 @@ LOOK_EVERY_S = 0.5
 
 
 @task(cache_policy=NO_CACHE)
-def job_part(kind: type[JobRequest[Any]], folder: Path, name: str) -> None:
+def job_part(kind: type[JobRequest[Any]], files: JobFiles, may_use_gpus: bool) -> None:
     """Run a job whose request lies in a folder. What it makes is there as well."""
-    with job_starter([kind.entry.split(":")[0]]):
-        run_written(kind, [JobFiles(folder, name)], [], no_report)
+    ids = _gpu_ids() if may_use_gpus else []
+    with job_starter([kind.entry.split(":")[0]]), free_gpu(ids) if ids else nullcontext((0, None)) as (gpu, lock):
+        run_written(kind, [files], [] if lock is None else [lock], no_report, gpu)
+
+
+@cache
+def _gpu_ids() -> list[str]:
+    """Of a worker: Ray shows it those that are its own; Dask only counts, so all that its machine has."""
+    return gpu_ids()
 
 
 def run_parts(
@@ -56,11 +64,12 @@ def run_parts(
 @server_awaited
 def _job_parts(config: RunConfig, kind: type[JobRequest[Any]], files: Sequence[JobFiles]) -> None:
     """The tasks of all parts."""
+    may_use_gpus = config.device != "cpu"
     jobs = [
-        Job(job_part.with_options(name=one.name), {"kind": kind, "folder": one.folder, "name": one.name}, 1)
+        Job(job_part.with_options(name=one.name), {"kind": kind, "files": one, "may_use_gpus": may_use_gpus}, 1)
         for one in files
     ]
-    run_jobs(config, jobs, no_report, "parts")
+    run_jobs(config, jobs, no_report, "parts", on_gpus=may_use_gpus)
 
 
 @contextmanager
