@@ -53,7 +53,7 @@ def run_parts(
         return run_parts_here(request, parts, work, report)
     if config.task_runner_address is None and (slot := slot_of_block()):
         slot.take()  # the cluster's GPUs are this machine's
-    files = [write_request(part, work.path, f".{number}") for number, part in enumerate(parts)]
+    files = [write_request(part, work.path.absolute(), f".{number}") for number, part in enumerate(parts)]
     with _followed(files, report):
         call_subflow(_job_parts, config, type(parts[0]), files)
     return run_job(request, work, report)

@@ -32,6 +32,14 @@ class Machine(Spec):
         says="Processes that encode in parallel, each with its own T5, and its own GPU if there are any.",
         makes=NOTHING,
     )
+    sample_workers: int = key(
+        1,
+        ge=1,
+        le=64,
+        says="Processes that draw samples and pictures in parallel, each with its own models, and its own GPU if there are "
+        "any.",
+        makes=NOTHING,
+    )
     text_encoder_streaming: bool = key(
         False,
         says="Load T5 layer by layer: one layer is on the device at a time, reloaded for every file of embeds.",
@@ -72,6 +80,10 @@ class Machine(Spec):
     def on_cluster(self) -> bool:
         """Whether parts of an artifact are made by the workers of a cluster."""
         return self.task_runner in ("ray", "dask")
+
+    def parts(self, workers: int) -> int:
+        """How many parts a job has for its number of workers; 0: it is done whole, by one process of this machine."""
+        return workers if workers > 1 or self.on_cluster else 0
 
     @property
     def trackers(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 from pydantic_core import to_json
 
@@ -171,6 +171,14 @@ def imported(name: str) -> Any:
     """The object that MODULE:NAME names."""
     module, attribute = name.split(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+class RunParts(Protocol):
+    """`run_parts`, or what has the parts made elsewhere."""
+
+    def __call__(
+        self, request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: WorkDir, report: Report
+    ) -> S: ...
 
 
 def run_parts(request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: WorkDir, report: Report) -> S:

@@ -105,8 +105,7 @@ def encode_job(run: Run, captions: Iterable[str], encoder: Path, older: Artifact
 
 def encode_parts(request: EncodeRequest) -> list[EncodePartRequest]:
     """The requests that `embed_workers` processes run at once before the request itself; none for one process here."""
-    machine = request.machine
-    parts = machine.embed_workers if machine.embed_workers > 1 or machine.on_cluster else 0
+    parts = request.machine.parts(request.machine.embed_workers)
     shared = {name: getattr(request, name) for name in type(request).model_fields}
     # Not validated again: each would have a tuple of all captions of its own.
     return [EncodePartRequest.model_construct(**shared, number=number, parts=parts) for number in range(parts)]
