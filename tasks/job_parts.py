@@ -49,7 +49,7 @@ def run_parts(
     config: RunConfig, request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: WorkDir, report: Report
 ) -> S:
     """Run jobs that make parts of an artifact, then the job that needs all parts."""
-    if not config.on_cluster:
+    if not config.on_cluster or not parts:
         return run_parts_here(request, parts, work, report)
     if config.task_runner_address is None and (slot := slot_of_block()):
         slot.take()  # the cluster's GPUs are this machine's
