@@ -7,7 +7,7 @@ what its part was making. The flow reads the progress of each part from the same
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import copy_context
 from functools import cache
@@ -17,7 +17,9 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.models.gpus import gpu_ids
+from deepfloyd_core.processes.fork_server import ForkServer
 from deepfloyd_core.processes.gpu_slot import free_gpu, slot_of_block
 from deepfloyd_core.processes.job_processes import JobFiles, ProgressFile
 from deepfloyd_core.processes.jobs import JobRequest, S, job_starter, run_job, run_written, write_request
@@ -29,14 +31,49 @@ from tasks.outbox import call_subflow, server_awaited
 from tasks.runners import Job, run_jobs
 
 LOOK_EVERY_S = 0.5
+WATCH_EVERY_S = 2.0
 
 
 @task(cache_policy=NO_CACHE)
-def job_part(kind: type[JobRequest[Any]], files: JobFiles, may_use_gpus: bool) -> None:
+def job_part(kind: type[JobRequest[Any]], files: JobFiles, machine: Machine) -> None:
     """Run a job whose request lies in a folder. What it makes is there as well."""
-    ids = _gpu_ids() if may_use_gpus else []
-    with job_starter([kind.entry.split(":")[0]]), free_gpu(ids) if ids else nullcontext((0, None)) as (gpu, lock):
+    is_wanted = _wanted_by_dask() if machine.task_runner == "dask" else None
+    ids = _gpu_ids() if machine.device != "cpu" else []
+    with (
+        job_starter([kind.entry.split(":")[0]]) as starter,
+        _closed_if_unwanted(starter, is_wanted) if is_wanted else nullcontext(),
+        free_gpu(ids) if ids else nullcontext((0, None)) as (gpu, lock),
+    ):
         run_written(kind, [files], [] if lock is None else [lock], no_report, gpu)
+
+
+def _wanted_by_dask() -> Callable[[], bool]:
+    """Whether the flow still waits for this task: Dask releases the tasks of one that is gone, and lets them run."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    key, tasks = worker.get_current_task(), worker.state.tasks
+    return lambda: key in tasks and tasks[key].state != "cancelled"
+
+
+@contextmanager
+def _closed_if_unwanted(starter: ForkServer, is_wanted: Callable[[], bool]) -> Iterator[None]:
+    """End the jobs of this block when nobody waits for them. Their GPU would not be free for hours."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(WATCH_EVERY_S):
+            if not is_wanted():
+                starter.close()
+                return
+
+    watcher = threading.Thread(target=watch, name="watch-part", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 @cache
@@ -64,12 +101,11 @@ def run_parts(
 @server_awaited
 def _job_parts(config: RunConfig, kind: type[JobRequest[Any]], files: Sequence[JobFiles]) -> None:
     """The tasks of all parts."""
-    may_use_gpus = config.device != "cpu"
+    machine = Machine(**{name: getattr(config, name) for name in Machine.model_fields})
     jobs = [
-        Job(job_part.with_options(name=one.name), {"kind": kind, "files": one, "may_use_gpus": may_use_gpus}, 1)
-        for one in files
+        Job(job_part.with_options(name=one.name), {"kind": kind, "files": one, "machine": machine}, 1) for one in files
     ]
-    run_jobs(config, jobs, no_report, "parts", on_gpus=may_use_gpus)
+    run_jobs(config, jobs, no_report, "parts", on_gpus=config.device != "cpu")
 
 
 @contextmanager
