@@ -16,7 +16,8 @@ class Machine(Spec):
     )
     task_runner: Literal["threads", "processes", "ray", "dask"] = key(
         "threads",
-        says="Where shards are made. `threads` start at once and use 2 to 4 cores; `processes` use any number.",
+        says="Where shards are made. `threads` start at once and use 2 to 4 cores; `processes` use any number. `ray` and `dask` "
+        "also make embeds and samples.",
         makes=NOTHING,
     )
     task_runner_address: str | None = key(
@@ -29,7 +30,8 @@ class Machine(Spec):
         1,
         ge=1,
         le=64,
-        says="Processes that encode in parallel, each with its own T5, and its own GPU if there are any.",
+        says="Processes that encode in parallel, each with its own T5, and its own GPU if there are any; on Ray and Dask as many "
+        "tasks.",
         makes=NOTHING,
     )
     sample_workers: int = key(
@@ -37,7 +39,7 @@ class Machine(Spec):
         ge=1,
         le=64,
         says="Processes that draw samples and pictures in parallel, each with its own models, and its own GPU if there are "
-        "any.",
+        "any; on Ray and Dask as many tasks.",
         makes=NOTHING,
     )
     text_encoder_streaming: bool = key(
