@@ -16,8 +16,8 @@ class Machine(Spec):
     )
     task_runner: Literal["threads", "processes", "ray", "dask"] = key(
         "threads",
-        says="Where shards are made. `threads` start at once and use 2 to 4 cores; `processes` use any number. `ray` and `dask` "
-        "also make embeds and samples.",
+        says="Where shards are made. `threads` start at once and use 2 to 4 cores; `processes` use any number. `ray` "
+        "and `dask` also make embeds and samples.",
         makes=NOTHING,
     )
     task_runner_address: str | None = key(
@@ -30,8 +30,8 @@ class Machine(Spec):
         1,
         ge=1,
         le=64,
-        says="Processes that encode in parallel, each with its own T5, and its own GPU if there are any; on Ray and Dask as many "
-        "tasks.",
+        says="Processes that encode in parallel, each with its own T5, and its own GPU if there are any; on Ray and Dask as "
+        "many tasks.",
         makes=NOTHING,
     )
     sample_workers: int = key(
