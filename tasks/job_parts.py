@@ -6,11 +6,10 @@ worker runs it as the flow would: in a process that it starts and outlives. Fini
 what its part was making. The flow reads the progress of each part from the same folder.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from contextvars import copy_context
-from functools import cache
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cache, partial
 from typing import Any
 
 from prefect import flow, task
@@ -18,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.run_machine import Machine
+from deepfloyd_core.errors import JobError
 from deepfloyd_core.models.gpus import gpu_ids
 from deepfloyd_core.processes.fork_server import ForkServer
 from deepfloyd_core.processes.gpu_slot import free_gpu, slot_of_block
@@ -27,6 +27,7 @@ from deepfloyd_core.processes.jobs import run_parts as run_parts_here
 from deepfloyd_core.store.artifacts import WorkDir
 from deepfloyd_core.types import Report, no_report
 from tasks import VERSION
+from tasks.following import following
 from tasks.outbox import call_subflow, server_awaited
 from tasks.runners import Job, run_jobs
 
@@ -36,12 +37,20 @@ WATCH_EVERY_S = 2.0
 
 @task(cache_policy=NO_CACHE)
 def job_part(kind: type[JobRequest[Any]], files: JobFiles, machine: Machine) -> None:
-    """Run a job whose request lies in a folder. What it makes is there as well."""
+    """Run a job whose request lies in a folder. What it makes is there as well.
+
+    Raises JobError where this machine lacks the folder.
+    """
+    if not files.request.exists():
+        raise JobError(
+            f"{socket.gethostname()}, a machine of the cluster, has no {files.request}. Put the workspace on a file system "
+            "that all machines of the cluster have under the same path."
+        )
     is_wanted = _wanted_by_dask() if machine.task_runner == "dask" else None
     ids = _gpu_ids() if machine.device != "cpu" else []
     with (
         job_starter([kind.entry.split(":")[0]]) as starter,
-        _closed_if_unwanted(starter, is_wanted) if is_wanted else nullcontext(),
+        following(partial(_close_if_unwanted, starter, is_wanted), WATCH_EVERY_S) if is_wanted else nullcontext(),
         free_gpu(ids) if ids else nullcontext((0, None)) as (gpu, lock),
     ):
         run_written(kind, [files], [] if lock is None else [lock], no_report, gpu)
@@ -56,24 +65,10 @@ def _wanted_by_dask() -> Callable[[], bool]:
     return lambda: key in tasks and tasks[key].state != "cancelled"
 
 
-@contextmanager
-def _closed_if_unwanted(starter: ForkServer, is_wanted: Callable[[], bool]) -> Iterator[None]:
-    """End the jobs of this block when nobody waits for them. Their GPU would not be free for hours."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(WATCH_EVERY_S):
-            if not is_wanted():
-                starter.close()
-                return
-
-    watcher = threading.Thread(target=watch, name="watch-part", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
+def _close_if_unwanted(starter: ForkServer, is_wanted: Callable[[], bool]) -> None:
+    """End the jobs that nobody waits for. Their GPU would not be free for hours."""
+    if not is_wanted():
+        starter.close()
 
 
 @cache
@@ -91,7 +86,7 @@ def run_parts(
     if config.task_runner_address is None and (slot := slot_of_block()):
         slot.take()  # the cluster's GPUs are this machine's
     files = [write_request(part, work.path.absolute(), f".{number}") for number, part in enumerate(parts)]
-    with _followed(files, report):
+    with following(_teller(files, report), LOOK_EVERY_S):
         call_subflow(_job_parts, config, type(parts[0]), files)
     return run_job(request, work, report)
 
@@ -108,23 +103,15 @@ def _job_parts(config: RunConfig, kind: type[JobRequest[Any]], files: Sequence[J
     run_jobs(config, jobs, no_report, "parts", on_gpus=config.device != "cpu")
 
 
-@contextmanager
-def _followed(files: Sequence[JobFiles], report: Report) -> Iterator[None]:
-    """Report in this block what the processes of all parts write."""
-    ended, followed = threading.Event(), [ProgressFile(one.progress) for one in files]
-    shown = [(0, 0, "")] * len(files)
+def _teller(files: Sequence[JobFiles], report: Report) -> Callable[[], None]:
+    """A function that reports what the processes of all parts have written since the last call."""
+    followed, shown = [ProgressFile(one.progress) for one in files], [(0, 0, "")] * len(files)
 
-    def follow() -> None:
-        while not ended.wait(LOOK_EVERY_S):
-            news = [one.news() for one in followed]
-            if any(news):
-                shown[:] = [new or old for new, old in zip(news, shown, strict=True)]
-                done, total, lines = zip(*shown, strict=True)
-                report(sum(done), sum(total), f"{next(filter(None, lines))} in each of {len(files)} parts")
+    def tell() -> None:
+        news = [one.news() for one in followed]
+        if any(news):
+            shown[:] = [new or old for new, old in zip(news, shown, strict=True)]
+            done, total, lines = zip(*shown, strict=True)
+            report(sum(done), sum(total), f"{next(filter(None, lines))} in each of {len(files)} parts")
 
-    follower = threading.Thread(target=copy_context().run, args=(follow,), name="follow-parts", daemon=True)
-    with ExitStack() as stack:
-        follower.start()
-        stack.callback(follower.join)
-        stack.callback(ended.set)
-        yield
+    return tell
