@@ -131,6 +131,7 @@ RUN_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "embed_file_mib": (float, 0.1, 4096),
     "embed_batch_size": (int, 1, 4096),
     "embed_workers": (int, 1, 64),
+    "sample_workers": (int, 1, 64),
     "validation_seed": (int, 0, 2**32 - 1),
     "num_validation_images": (int, 1, 4096),
     "num_upscaled_images": (int, 1, 4096),
