@@ -8,10 +8,10 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.identity import samples_request
-from deepfloyd_core.sampling.jobs import SampleInputs, SamplesSummary, sample_job
+from deepfloyd_core.sampling.jobs import SampleInputs, SamplesSummary, sample_job, sample_parts
 from deepfloyd_core.store.artifacts import Artifact, materialise
+from tasks.job_parts import run_parts
 from tasks.progress import progress
 from tasks.ui_pages import show_samples
 
@@ -25,7 +25,7 @@ def cascade_samples(run: Run, prompts: list[str], inputs: SampleInputs[Artifact]
         samples = materialise(
             run.workspace,
             samples_request(run, prompts, folders, inputs),
-            lambda work: run_job(job, work, report),
+            lambda work: run_parts(run.config, job, sample_parts(job), work, report),
         )
     summary = samples.summary(SamplesSummary)
     show_samples(samples, summary, run.config.upscalers)

@@ -1,6 +1,7 @@
 """Generated pictures: prompts through the cascade, with a version's LoRAs or with none."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,6 +16,7 @@ from deepfloyd_core.sampling.jobs import GeneratedSummary
 from deepfloyd_core.sampling.pictures import SHEET, Picture, picture_file, picture_scale
 from deepfloyd_core.store.artifacts import Artifact
 from tasks.artifact_page import show_artifact
+from tasks.job_parts import run_parts
 from tasks.markdown import code
 from tasks.markdown import pictures as titled_pictures
 from tasks.outbox import create_markdown_artifact
@@ -28,7 +30,7 @@ MOST_SHOWN = 4  # of the last stage
 def generated(run: Run, pictures: Sequence[Picture], version: DrawnVersion, options: GenerateOptions) -> Artifact:
     """Raises ConfigError when a picture that is drawn again was drawn with other models."""
     with progress("generate") as report:
-        artifact = draw(run, pictures, version, options, report)
+        artifact = draw(run, pictures, version, options, report, partial(run_parts, run.config))
     summary = artifact.summary(GeneratedSummary)
     last = picture_scale(summary.stages[-1], run.config.first_stage)
     names = [picture_file(pictures, number, last) for number in range(min(summary.pictures, MOST_SHOWN))]

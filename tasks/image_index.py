@@ -13,9 +13,10 @@ from deepfloyd_core.index.index import build_index, judges
 from deepfloyd_core.index.ledger import INDEX_FILE, captions_left_out, check_share
 from deepfloyd_core.index.scan import others_of, scan
 from deepfloyd_core.index.summary import IndexSummary
-from deepfloyd_core.store.artifacts import Artifact, materialise, newest
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise, newest
 from tasks.endings import twins_line
 from tasks.events import emit_data_changed
+from tasks.judged_blocks import cluster_judges
 from tasks.plan_page import show_plan
 from tasks.progress import progress
 from tasks.ui_pages import show_index
@@ -29,11 +30,15 @@ def image_index(run: Run, plans: bool = False) -> Artifact:
 
     Raises DataError for none, for too many rejected, or when none is left to train on.
     """
+
+    def build(work: WorkDir) -> IndexSummary:
+        return build_index(run, scanned, children, work, report, cluster_judges(run, scanned, work, report))
+
     with progress("image index") as report, judges(run) as children:
         scanned = scan(run, report)
         request = index_request(run, scanned)
         before = newest(run.workspace, request.kind, request.format)
-        index = materialise(run.workspace, request, lambda work: build_index(run, scanned, children, work, report))
+        index = materialise(run.workspace, request, build)
     if before is not None and not index.reused:
         lines = _picture_changes(before, index)
         for line in lines:

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Generic, TypeVar
@@ -42,8 +43,9 @@ class Job(Generic[R]):
     size: int  # in the unit of the progress
 
 
-def run_jobs(config: RunConfig, jobs: Sequence[Job[R]], report: Report, unit: str) -> list[R]:
-    """The results of all jobs, in their order. A job whose worker died is run again on new workers.
+def run_jobs(config: RunConfig, jobs: Sequence[Job[R]], report: Report, unit: str, *, on_gpus: bool = False) -> list[R]:
+    """The results of all jobs, in their order. A job whose worker died is run again on new workers. on_gpus: each job needs
+    a GPU, if a Ray cluster has any; Dask knows none.
 
     Raises what a job raises, as soon as it does, and JobError for a job that loses its worker TRIES times.
     """
@@ -59,7 +61,7 @@ def run_jobs(config: RunConfig, jobs: Sequence[Job[R]], report: Report, unit: st
             break
         if lost:
             log.warning("%d task runs lost their worker (%s); retrying on new ones", len(todo), type(lost).__name__)
-        with _task_runner(config) as runner:
+        with _task_runner(config) as runner, _one_gpu_each(config) if on_gpus else nullcontext():
             numbers = {runner.submit(tasks[number], jobs[number].parameters): number for number in todo}
             for future in as_completed(list(numbers)):
                 try:
@@ -102,6 +104,16 @@ def _task_runner(config: RunConfig) -> TaskRunner[Any]:
                                          "dashboard_address": None}  # fmt: skip
     runner: TaskRunner[Any] = ClusterTaskRunner(**options)
     return runner
+
+
+def _one_gpu_each(config: RunConfig) -> AbstractContextManager[Any]:
+    """In this block a Ray cluster with GPUs gives each task one of its own, and shows it no other."""
+    if config.task_runner != "ray":
+        return nullcontext()
+    import ray
+    from prefect_ray.context import remote_options
+
+    return remote_options(num_gpus=1) if ray.cluster_resources().get("GPU") else nullcontext()
 
 
 def _in_a_process(task: Task[..., R], task_runner: str) -> Task[..., R]:

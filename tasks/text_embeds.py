@@ -6,7 +6,6 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.processes.jobs import run_parts
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.text.embeds import (
     FILES,
@@ -17,6 +16,7 @@ from deepfloyd_core.text.embeds import (
     older_embeds,
     run_captions,
 )
+from tasks.job_parts import run_parts
 from tasks.progress import progress
 from tasks.ui_pages import show_embeds
 
@@ -31,7 +31,7 @@ def text_embeds(run: Run, index: Artifact) -> Artifact:
 
     def encode(work: WorkDir) -> EmbedsSummary:
         job = encode_job(run, captions, encoder, work.before or older_embeds(run.workspace, request))
-        return run_parts(job, encode_parts(job), work, report)
+        return run_parts(run.config, job, encode_parts(job), work, report)
 
     with progress("text embeds") as report:
         embeds = materialise(run.workspace, request, encode, parts=FILES)

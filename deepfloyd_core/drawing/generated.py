@@ -11,9 +11,10 @@ from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.generate import GenerateOptions, drawn_stages, pictures_of, prompt_rows
 from deepfloyd_core.preflight.versions import DrawnVersion
+from deepfloyd_core.processes.jobs import RunParts, run_parts
 from deepfloyd_core.sampling.drawn_picture import DrawnPicture
 from deepfloyd_core.sampling.identity import generate_request
-from deepfloyd_core.sampling.jobs import DrawnFrom, StartPicture, generate_job
+from deepfloyd_core.sampling.jobs import DrawnFrom, StartPicture, generate_job, generate_parts
 from deepfloyd_core.sampling.pictures import Picture, picture_file, picture_scale, told, unused_words
 from deepfloyd_core.sampling.stage3_jobs import Stage3, stage3_of
 from deepfloyd_core.sampling.texts_jobs import run_with_texts
@@ -33,9 +34,10 @@ def listed_pictures(run: Run, options: GenerateOptions) -> tuple[Picture, ...]:
 
 
 def draw(
-    run: Run, pictures: Sequence[Picture], version: DrawnVersion, options: GenerateOptions, report: Report = no_report
-) -> Artifact:
-    """Draw pictures, or take them where the same ones were drawn before.
+    run: Run, pictures: Sequence[Picture], version: DrawnVersion, options: GenerateOptions,
+    report: Report = no_report, run_all: RunParts = run_parts,
+) -> Artifact:  # fmt: skip
+    """Draw pictures, or take them where the same ones were drawn before. run_all: runs the parts of the job.
 
     Raises ConfigError when a picture that is drawn again was drawn with other models.
     """
@@ -53,7 +55,8 @@ def draw(
     if again is not None:
         again.check(request)
     job = generate_job(run, pictures, version.name, folders, request, version.bundle, given, stage3)
-    artifact = materialise(run.workspace, request, lambda work: run_with_texts(job, work, report))
+    parts = generate_parts(job)
+    artifact = materialise(run.workspace, request, lambda work: run_with_texts(job, work, report, parts, run_all))
     if again is not None:
         _compare(again, artifact, picture_file(pictures, 0, picture_scale(again.stage, run.config.first_stage)))
     return artifact

@@ -6,7 +6,9 @@ new pictures cost 1 % of the decoding.
 """
 
 import logging
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +28,7 @@ from deepfloyd_core.index.ledger import (
 )
 from deepfloyd_core.index.left_out import finish_ledger
 from deepfloyd_core.index.looks import looks_of
-from deepfloyd_core.index.older_verdicts import older_verdicts
+from deepfloyd_core.index.older_verdicts import Older, older_verdicts
 from deepfloyd_core.index.scan import others_of
 from deepfloyd_core.index.sheets import save_rejected, save_twins
 from deepfloyd_core.index.summary import IndexSummary
@@ -40,27 +42,40 @@ log = logging.getLogger(__name__)
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 
 
-def judges(run: Run) -> Children:
-    """The child processes that judge pictures, with the run's limits."""
+def judges(run: Run, workers: int | None = None) -> Children:
+    """The child processes that judge pictures, with the run's limits; as many as its workers, unless told."""
     limits = Limits(run.config.decode_memory_mib, run.config.decode_timeout_s)
-    return Children(run.config.workers, limits, (__name__,))
+    return Children(workers or run.config.workers, limits, (__name__,))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some scanned files, which are judged together."""
+
+    start: int  # in the scan
+    count: int
+    part: Path  # the file of their rows
+    known: list[Verdict | None] | None  # verdicts of an older index; None: there are none
+
+
+JudgeBlocks = Callable[[Sequence[Block]], None]
 
 
 def build_index(
-    run: Run, scanned: pa.Table, children: Children, work: WorkDir, report: Report = no_report
-) -> IndexSummary:
-    """Judge every scanned file and write the ledger."""
+    run: Run, scanned: pa.Table, children: Children, work: WorkDir, report: Report = no_report,
+    elsewhere: JudgeBlocks | None = None,
+) -> IndexSummary:  # fmt: skip
+    """Judge every scanned file and write the ledger. elsewhere: judges the blocks that have files without a verdict, if the
+    scan has several blocks.
+    """
     older = older_verdicts(run, scanned, work.workspace)
-    parts = [work.path / f".ledger-{start:09d}.parquet" for start in range(0, len(scanned), BLOCK)]
-    for number, part in enumerate(parts):
-        block = slice(number * BLOCK, (number + 1) * BLOCK)
-        if not part_is_whole(part):
-            entries = [Entry(**row) for row in scanned[block].to_pylist()]
-            rows = [vars(row) for row in _judge_block(run, entries, older.take(block), children)]
-            with atomic_path(part) as tmp:
-                pq.write_table(pa.Table.from_pylist(rows, schema=part_schema(run.config.paired)), tmp)
-            finish_part(part)
-        report(min(block.stop, len(scanned)), len(scanned), "pictures judged")
+    if elsewhere is not None and len(scanned) > BLOCK:
+        elsewhere([one for one in _blocks(scanned, older, work) if not one.known or None in one.known])
+    parts = list[Path]()
+    for block in _blocks(scanned, older, work):
+        judge_block(run, scanned[block.start : block.start + block.count], block, children)
+        parts.append(block.part)
+        report(block.start + block.count, len(scanned), "pictures judged")
     groups, captions = finish_ledger(run, parts, len(scanned), work.path)
     before = len(scanned) - older.place.null_count
     readable = len(scanned) - scanned["sha256"].null_count
@@ -81,7 +96,26 @@ def build_index(
     )
 
 
-def _judge_block(run: Run, entries: list[Entry], known: list[Verdict | None], children: Children) -> list[Row]:
+def judge_block(run: Run, scanned: pa.Table, block: Block, children: Children) -> None:
+    """Write the rows of a block, unless an interrupted build has written them. scanned: of the block."""
+    if part_is_whole(block.part):
+        return
+    entries = [Entry(**row) for row in scanned.to_pylist()]
+    rows = [vars(row) for row in _judged(run, entries, block.known or [None] * len(entries), children)]
+    with atomic_path(block.part) as tmp:
+        pq.write_table(pa.Table.from_pylist(rows, schema=part_schema(run.config.paired)), tmp)
+    finish_part(block.part)
+
+
+def _blocks(scanned: pa.Table, older: Older, work: WorkDir) -> Iterator[Block]:
+    for start in range(0, len(scanned), BLOCK):
+        count = min(BLOCK, len(scanned) - start)
+        known = older.take(slice(start, start + count))
+        part = work.path.absolute() / f".ledger-{start:09d}.parquet"
+        yield Block(start, count, part, None if all(verdict is None for verdict in known) else known)
+
+
+def _judged(run: Run, entries: list[Entry], known: list[Verdict | None], children: Children) -> list[Row]:
     """The rows of some files. Unknown facts are looked up in child processes, which a picture may kill."""
     datasets = {dataset.id: dataset for dataset in run.datasets}
     unknown = [(run, datasets[entry.dataset_id], entry) for entry, verdict in zip(entries, known, strict=True)

@@ -65,10 +65,7 @@ def measure_upscalers(
     With `spoil` all is measured once more at the first level, on low-res pictures that `spoil` degraded, with sheets of
     its own, and returned as `spoilt`; consistency is then still with the clean low-res picture.
     """
-    truth = [(open_shard(file).all(), read_rows(file)) for file in files]  # one file, and one batch, a size
-    small = {HELD_OUT: [low_res(to_model_range(torch.from_numpy(pixels))) for pixels, _ in truth]}
-    if spoil is not None:
-        small[SPOILT] = [spoil(rows, part) for (_, rows), part in zip(truth, small[HELD_OUT], strict=True)]
+    truth, small = held_out_pictures(files, spoil)
     at = {HELD_OUT: levels, SPOILT: levels[:1]}
     enlargements = _enlargements([rows for _, rows in truth], small, upscalers, at)
     named = [
@@ -93,6 +90,17 @@ def measure_upscalers(
         rows = [row for table in (*tables.values(), samples) for row in table]
         pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), tmp)
     return summaries
+
+
+def held_out_pictures(
+    files: list[Path], spoil: Spoiler | None
+) -> tuple[list[tuple[np.ndarray, list[ShardRow]]], dict[str, list[torch.Tensor]]]:
+    """The ground truths and rows of some files, a batch each; and their low-res pictures by kind: HELD_OUT, SPOILT."""
+    truth = [(open_shard(file).all(), read_rows(file)) for file in files]  # one file, and one batch, a size
+    small = {HELD_OUT: [low_res(to_model_range(torch.from_numpy(pixels))) for pixels, _ in truth]}
+    if spoil is not None:
+        small[SPOILT] = [spoil(rows, part) for (_, rows), part in zip(truth, small[HELD_OUT], strict=True)]
+    return truth, small
 
 
 def measure_samples(

@@ -1,5 +1,6 @@
-"""How many GPUs torch can use here, found in a child process: torch takes a second to import, and its drivers stay out."""
+"""The GPUs that torch can use here, found in a child process: torch takes a second to import, and its drivers stay out."""
 
+import json
 import sys
 
 from deepfloyd_core.errors import JobError
@@ -8,13 +9,20 @@ from deepfloyd_core.processes.aside import ask
 
 def gpu_count() -> int:
     """The number of GPUs. Raises JobError if torch does not tell."""
+    return len(gpu_ids())
+
+
+def gpu_ids() -> list[str]:
+    """The lasting id of each GPU, by the number that torch gives it here. Raises JobError if torch does not tell."""
     answer = ask("torch", __name__)
-    if not answer.isdigit():
-        raise JobError(f"torch told no number of GPUs: {answer[:200]!r}")
-    return int(answer)
+    try:
+        return [str(found) for found in json.loads(answer)]
+    except ValueError:
+        raise JobError(f"torch told no GPUs: {answer[:200]!r}") from None
 
 
 if __name__ == "__main__":
     import torch
 
-    sys.stdout.write(f"{torch.cuda.device_count()}\n")
+    found = [str(torch.cuda.get_device_properties(number).uuid) for number in range(torch.cuda.device_count())]
+    sys.stdout.write(json.dumps(found) + "\n")

@@ -1,4 +1,5 @@
-"""The GPU of a machine: one run at a time has jobs on it, whichever workspace, command or deployment it belongs to.
+"""The GPU of a machine: one run at a time has jobs on it, whichever workspace, command or deployment it belongs to; and the
+GPUs of a worker of a cluster: one part at a time on each.
 
 Two trainings that share a GPU run out of memory. A run takes the slot with its first job and keeps it until its block
 ends. The slot is a lock on a file, which jobs inherit. So the slot of a killed run is free when its last job has ended.
@@ -7,12 +8,14 @@ ends. The slot is a lock on a file, which jobs inherit. So the slot of a killed 
 import fcntl
 import logging
 import os
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
+from deepfloyd_core.errors import StorageError
 from deepfloyd_core.store.file_faults import flock, written
 from deepfloyd_core.store.locks import holder_of, name_holder
 
@@ -21,6 +24,36 @@ log = logging.getLogger(__name__)
 ASK_EVERY_S = 0.5
 _ELSEWHERE = "Set TMPDIR to a folder on a local disk"
 _SLOT: "ContextVar[GpuSlot | None]" = ContextVar("gpu_slot", default=None)
+
+
+def slots_folder() -> Path:
+    """The folder of this user's locks, on a disk of this machine. Raises StorageError when it belongs to somebody else."""
+    folder = Path(tempfile.gettempdir()) / f"deepfloyd-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if folder.is_symlink() or status.st_uid != os.getuid():
+        raise StorageError(f"{folder} belongs to another user. Remove it, or set TMPDIR to a folder of your own.")
+    return folder
+
+
+@contextmanager
+def free_gpu(ids: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Wait for a GPU that no other part has. Yields its place in `ids` and the file descriptor of its lock, which a job
+    inherits: a GPU is free when its last job has ended.
+    """
+    paths = [slots_folder() / f"gpu-{one}" for one in ids]
+    fds = [os.open(path, os.O_RDWR | os.O_CREAT, 0o600) for path in paths]
+    try:
+        while True:
+            for number, (path, fd) in enumerate(zip(paths, fds, strict=True)):
+                with suppress(BlockingIOError):
+                    flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path, _ELSEWHERE)
+                    yield number, fd
+                    return
+            time.sleep(ASK_EVERY_S)
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 class GpuSlot:

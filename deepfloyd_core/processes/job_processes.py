@@ -89,8 +89,16 @@ class JobProcess:
     files: JobFiles
 
 
-def start(starter: ForkServer, kind: str, files: JobFiles, held: Sequence[int]) -> JobProcess:
-    """Start a job's process. kind: MODULE:CLASS of its request; held: open files whose locks it shares."""
+@dataclass(frozen=True)
+class Order:
+    """What the processes of a job are told beside their files."""
+
+    kind: str  # MODULE:CLASS of its request
+    gpu: int  # see `jobs.Job`
+
+
+def start(starter: ForkServer, order: Order, files: JobFiles, held: Sequence[int]) -> JobProcess:
+    """Start a job's process. held: open files whose locks it shares."""
     line, theirs = socket.socketpair()
     with files.log.open("ab") as log:
         try:
@@ -99,26 +107,43 @@ def start(starter: ForkServer, kind: str, files: JobFiles, held: Sequence[int]) 
         except JobError:
             line.close()
             raise
-        order = json.dumps([files.name, kind, str(files.folder.absolute())]).encode()
+        told = json.dumps([files.name, order.kind, str(files.folder.absolute()), order.gpu]).encode()
         with suppress(ConnectionError):  # it is dead already, which `follow` sees
-            socket.send_fds(line, [order], [log.fileno(), *held])
+            socket.send_fds(line, [told], [log.fileno(), *held])
     return process
+
+
+class ProgressFile:
+    """The progress of a job, as its process writes it. It is followed from any machine that has the folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._position = path, 0
+
+    def news(self) -> tuple[int, int, str] | None:
+        """The newest report; None: there is none since the last call."""
+        try:
+            with self._path.open("rb") as handle:
+                if handle.seek(0, os.SEEK_END) < self._position:
+                    self._position = 0  # of another try
+                handle.seek(self._position)
+                lines = handle.read().split(b"\n")
+        except FileNotFoundError:
+            return None
+        self._position += sum(len(line) + 1 for line in lines[:-1])
+        if len(lines) == 1:
+            return None
+        done, total, line = json.loads(lines[-2])
+        return done, total, line
 
 
 def follow(processes: Sequence[JobProcess], report: Report) -> list[JobProcess]:
     """Report what the first process writes, until all have ended or one has failed. Returns those that have ended."""
-    running, position, progress = list(processes), 0, processes[0].files.progress
+    running, progress = list(processes), ProgressFile(processes[0].files.progress)
     while running:
         left = _still_running(running, POLL_S)
         ended, running = [process for process in running if process not in left], left
-        if progress.exists():
-            with progress.open("rb") as handle:
-                handle.seek(position)
-                lines = handle.read().split(b"\n")
-            position += sum(len(line) + 1 for line in lines[:-1])
-            if len(lines) > 1:
-                done, total, line = json.loads(lines[-2])
-                report(done, total, line)
+        if news := progress.news():
+            report(*news)
         if running and any(innocence(process.files) < 2 for process in ended):
             running = _still_running(running, LINGER_S)
             break

@@ -78,19 +78,20 @@ def child(line_fd: int, starter: int) -> NoReturn:
     for number in (1, 2):
         os.dup2(log_fd, number)
     os.close(log_fd)
-    name, kind, folder = json.loads(order)
-    code = do(name, kind, Path(folder))
+    name, kind, folder, gpu = json.loads(order)
+    code = do(name, kind, Path(folder), gpu)
     os.close(line_fd)  # the result is there: the parent need not wait for the interpreter's end
     sys.exit(code)
 
 
-def do(name: str, kind: str, out: Path) -> int:
+def do(name: str, kind: str, out: Path, gpu: int) -> int:
     """Do the job whose request is in a folder, and write its result to that folder. kind: MODULE:CLASS of the request.
+    gpu: as in `Job`.
 
     Returns the exit code. A disk that does not take the result either is told by the code: the log may be full as well.
     """
     try:
-        result = _result(name, kind, out)
+        result = _result(name, kind, out, gpu)
         # The job is over: a process that asks it to end still wants its result.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         write_bytes(out / f".job-{name}.result", result.model_dump_json().encode())
@@ -101,7 +102,7 @@ def do(name: str, kind: str, out: Path) -> int:
     return 1 if result.error else 0
 
 
-def _result(name: str, kind: str, out: Path) -> JobResult:
+def _result(name: str, kind: str, out: Path, gpu: int) -> JobResult:
     """Do the job. Raises OSError where its own files cannot be read or written."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     request: JobRequest[Any] = imported(kind).model_validate_json((out / f".job-{name}.request").read_bytes())
@@ -113,7 +114,7 @@ def _result(name: str, kind: str, out: Path) -> JobResult:
         progress.flush()
 
     try:
-        summary: Summary | None = imported(request.entry)(Job(request, out, report))
+        summary: Summary | None = imported(request.entry)(Job(request, out, report, gpu))
         return JobResult(summary=None if summary is None else summary.record)  # of a job's other processes
     except DeepFloydError as error:
         return JobResult(error=type(error).__name__, message=str(error))

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 from pydantic_core import to_json
 
@@ -33,6 +33,7 @@ from deepfloyd_core.processes.job_processes import (
     POLL_S,
     JobFiles,
     JobProcess,
+    Order,
     follow,
     innocence,
     start,
@@ -74,33 +75,45 @@ class Job(Generic[R]):
     request: R
     out: Path
     report: Report
+    gpu: int = 0  # number of the machine's GPU that is this job's, for one that shares them with others
 
 
-def run_job(request: JobRequest[S], work: WorkDir, report: Report = no_report, part: str = "") -> S:
-    """Run one job in a child process and return its summary. part: distinguishes jobs of one kind that run at once.
+def run_job(request: JobRequest[S], work: WorkDir, report: Report = no_report, part: str = "", gpu: int = 0) -> S:
+    """Run one job in a child process and return its summary. part: distinguishes jobs of one kind that run at once; gpu: as
+    in `Job`.
 
     A job that is killed by SIGKILL, as the kernel does where memory is short, is tried once more and goes on where it was.
     Raises the child's own DeepFloydError, or JobError with the end of its log when it died without one.
     """
-    return run_together([request], work, report, part)
+    return run_together([request], work, report, part, gpu)
 
 
-def run_together(requests: Sequence[JobRequest[S]], work: WorkDir, report: Report, part: str = "") -> S:
+def run_together(requests: Sequence[JobRequest[S]], work: WorkDir, report: Report, part: str = "", gpu: int = 0) -> S:
     """`run_job` for a job of several processes that need each other. Returns the first's summary, and reports its progress.
 
     When one of them fails the others are ended, and its error is raised: a rank that waits for a dead one would wait long.
     """
-    names = [request.job + part + (f"-{number}" if number else "") for number, request in enumerate(requests)]
-    files = [JobFiles(work.path, name) for name in names]
-    for request, own in zip(requests, files, strict=True):
-        own.remove()
-        # As bytes: one emoji in ten million captions makes a text four times as large.
-        write_bytes(own.request, to_json(request))
-    slot, kind = slot_of_block(), type(requests[0])
-    held = [work.lock_fd, *([slot.take()] if slot else [])]
+    files = [write_request(request, work.path, part + (f"-{n}" if n else "")) for n, request in enumerate(requests)]
+    slot = slot_of_block()
+    return run_written(type(requests[0]), files, [work.lock_fd, *([slot.take()] if slot else [])], report, gpu)
+
+
+def write_request(request: JobRequest[Any], folder: Path, part: str = "") -> JobFiles:
+    """Write a job's request where its process reads it, and remove what an earlier job of its name has left."""
+    files = JobFiles(folder, request.job + part)
+    files.remove()
+    # As bytes: one emoji in ten million captions makes a text four times as large.
+    write_bytes(files.request, to_json(request))
+    return files
+
+
+def run_written(
+    kind: type[JobRequest[S]], files: Sequence[JobFiles], held: Sequence[int], report: Report, gpu: int = 0
+) -> S:
+    """`run_together` for requests that are written. held: open files whose locks the processes share; gpu: as in `Job`."""
     with job_starter() as starter:
         for attempt in range(1, TRIES + 1):
-            ended = _try(starter, f"{kind.__module__}:{kind.__qualname__}", files, held, report)
+            ended = _try(starter, Order(f"{kind.__module__}:{kind.__qualname__}", gpu), files, held, report)
             killed = [own.name for own, status in ended.items() if was_killed(status, own)]
             if attempt == TRIES or starter.is_closed or not killed:
                 break
@@ -114,7 +127,7 @@ def run_together(requests: Sequence[JobRequest[S]], work: WorkDir, report: Repor
 
 
 def _try(
-    starter: ForkServer, kind: str, files: Sequence[JobFiles], held: Sequence[int], report: Report
+    starter: ForkServer, order: Order, files: Sequence[JobFiles], held: Sequence[int], report: Report
 ) -> dict[JobFiles, int | None]:
     """Run the processes of a job. Returns the wait status of those that have ended by themselves: all, or when one failed
     those that ended with it.
@@ -122,7 +135,7 @@ def _try(
     processes, ended = list[JobProcess](), list[JobProcess]()
     try:
         for own in files:
-            processes.append(start(starter, kind, own, held))
+            processes.append(start(starter, order, own, held))
         ended = follow(processes, report)
     finally:
         statuses = stop(processes, FAILED_GRACE_S if ended else STOP_GRACE_S)
@@ -160,6 +173,14 @@ def imported(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+class RunParts(Protocol):
+    """`run_parts`, or what has the parts made elsewhere."""
+
+    def __call__(
+        self, request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: WorkDir, report: Report
+    ) -> S: ...
+
+
 def run_parts(request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: WorkDir, report: Report) -> S:
     """Run jobs that make parts of an artifact, all at once, each in its own process; then run the job that needs all
     parts.
@@ -170,7 +191,7 @@ def run_parts(request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: Wo
         def show(done: int, total: int, line: str) -> None:
             shown[number] = done, total, line
 
-        run_job(parts[number], work, show, f".{number}")
+        run_job(parts[number], work, show, f".{number}", number)
 
     if not parts:
         return run_job(request, work, report)

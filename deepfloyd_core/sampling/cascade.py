@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -15,32 +14,38 @@ from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_sampling import SCHEDULER_KINDS, NoiseScheduler
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.crops.rows import shard_files
-from deepfloyd_core.crops.shards import ShardRow, read_rows
 from deepfloyd_core.diffusion.conditioning import conditioning_picture
-from deepfloyd_core.diffusion.degradations import spoilt
 from deepfloyd_core.diffusion.loss import to_bytes
 from deepfloyd_core.files import atomic_path, canonical_json
-from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.measures.measure import MeasureFn
 from deepfloyd_core.measures.pixel import mean
 from deepfloyd_core.measures.registry import networks_of
-from deepfloyd_core.measures.upscaling import Row, Upscaler, measure_samples, measure_upscalers
+from deepfloyd_core.measures.upscaling import Row, measure_samples, measure_upscalers
 from deepfloyd_core.models.torch_device import pick_device
 from deepfloyd_core.models.unet import use_threads
 from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling.cascade_draws import (
+    VARIANTS,
+    Drawer,
+    drawer,
+    from_text,
+    held_out_count,
+    held_out_upscaler,
+    prompt_embeds,
+    spoiler,
+    text_specs,
+    upscaled_samples,
+)
 from deepfloyd_core.sampling.drawn_picture import RECORD
 from deepfloyd_core.sampling.forgetting import DrawnProbes, ProbeLoss, write_probes
 from deepfloyd_core.sampling.jobs import SampledStage, SampleRequest, SamplesSummary
 from deepfloyd_core.sampling.parts import Parts, Sampled
-from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample
-from deepfloyd_core.sampling.specs import SampleSpec, sample_specs
-from deepfloyd_core.text.embeds import Embeds
+from deepfloyd_core.sampling.specs import SampleSpec
 from deepfloyd_core.types import Json
 
-VARIANTS = ("base", "tuned")
 SHEET = "sheet.png"
 SHEET_COLUMNS = 8
 
@@ -63,16 +68,15 @@ def sample_cascade(job: Job[SampleRequest]) -> SamplesSummary:
     rows: list[tuple[str, list[np.ndarray]]] = []
     small: dict[str, list[torch.Tensor]] = {}
     first, upscaler = cascade.text_to_image, cascade.upscaler
-    specs = [] if first is None else _specs(request, first)
-    held_out = _held_out(request)
+    specs, held_out = text_specs(request), held_out_count(request)
     parts = Parts(job.report, len(VARIANTS) * (bool(specs) + (upscaler is not None) * (bool(specs) + bool(held_out))))
     if first is not None and specs:
         forgotten = _Forgetting(request)
         for variant in VARIANTS:
-            sampler = _sampler(request, first, variant, _begun(request, first, variant, len(specs), parts))
-            small[variant] = _from_text(request, sampler, variant, specs)
-            forgotten.measure(sampler, variant)
-            del sampler  # and its model, before the next one is loaded
+            by = drawer(job, first, variant, _begun(request, first, variant, len(specs), parts))
+            small[variant] = from_text(request, by, variant, specs)
+            forgotten.measure(by, variant)
+            del by  # and its model, before the next one is loaded
             pictures = _save(job, first, variant, specs, small[variant])
             if specs[0].input_picture is not None and not first.settings.paired:
                 figures[f"control_error_{variant}"] = control_error(first.settings, specs, small[variant])
@@ -84,7 +88,8 @@ def sample_cascade(job: Job[SampleRequest]) -> SamplesSummary:
         upscaled = specs[: request.validation.num_upscaled_images]
         table: list[Row] = []
         if small:
-            large, table, figures["samples"] = _upscale_samples(request, upscaler, upscaled, small, parts)
+            large, outputs = upscaled_samples(job, upscaler, upscaled, small, parts)
+            table, figures["samples"] = _measure_samples(upscaler, upscaled, small, outputs)
             title = STAGES[upscaler.stage].title
             rows += [
                 (f"{title}, {variant}", _save(job, upscaler, variant, upscaled, large[variant])) for variant in VARIANTS
@@ -175,34 +180,6 @@ def _parameters(picture: np.ndarray, sample: Sample) -> str:
     return "\n".join([sample.prompt, f"Negative prompt: {settings['negative_prompt']}", values])
 
 
-def _specs(request: SampleRequest, first: SampledStage) -> list[SampleSpec]:
-    """The samples from text."""
-    inputs, validation = request.inputs, request.validation
-    return sample_specs(
-        first.stage, first.settings, validation, request.prompts, inputs.eval_set, inputs.eval_conditioning
-    )
-
-
-def prompt_embeds(request: SampleRequest, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stored text embeds of prompts, and that of the negative prompt as often: each (B, T, D)."""
-    embeds = Embeds(request.inputs.text_embeds)
-    negative = embeds.of(request.validation.validation_negative_prompt)
-    return torch.stack([embeds.of(prompt) for prompt in prompts]), torch.stack([negative] * len(prompts))
-
-
-def _held_out(request: SampleRequest) -> int:
-    """How many pictures the upscaler is measured on."""
-    upscaler = request.cascade.upscaler
-    if upscaler is None:
-        return 0
-    return sum(len(read_rows(file)) for file in shard_files(request.inputs.eval_set, upscaler.stage))
-
-
-def _sampler(request: SampleRequest, one: SampledStage, variant: str, sampled: Sampled) -> Sampler:
-    trained = request.inputs.loras[one.stage].path if variant == "tuned" else None
-    return make_sampler(one, trained, request.machine, sampled)
-
-
 class _Forgetting:
     """The probes of a run: drawn by the base, which is the first variant, and measured with both."""
 
@@ -210,10 +187,11 @@ class _Forgetting:
         self._request, self._rows = request, list[ProbeLoss]()
         self._drawn: DrawnProbes | None = None
 
-    def measure(self, sampler: Sampler, variant: str) -> None:
+    def measure(self, by: Drawer, variant: str) -> None:
         probes = self._request.probes
         if not probes.prompts:
             return
+        sampler = by.load()
         if self._drawn is None:
             self._drawn = DrawnProbes.of(sampler, probes, prompt_embeds(self._request, list(probes.prompts))[0])
         self._rows += self._drawn.losses(sampler, variant)
@@ -229,57 +207,16 @@ def _begun(request: SampleRequest, first: SampledStage, variant: str, samples: i
     return parts.begin(f"{STAGES[first.stage].title}'s samples{probes}, {variant}", samples + drawn)
 
 
-def _from_text(request: SampleRequest, sampler: Sampler, variant: str, specs: list[SampleSpec]) -> list[torch.Tensor]:
-    """Pictures (C, H, W), in their order."""
-    made: list[torch.Tensor] = []
-    for size, group in groupby(specs, key=lambda item: item.size):
-        part = list(group)
-        text, negative = prompt_embeds(request, [item.prompt for item in part])
-        hints = [item.input_picture for item in part if item.input_picture is not None and variant == "tuned"]
-        seeds, control = [item.seed for item in part], torch.cat(hints) if hints else None
-        made += list(sample(sampler, text, negative, seeds, size, control))
-    return made
-
-
-def _upscale_samples(
-    request: SampleRequest,
-    upscaler: SampledStage,
-    specs: list[SampleSpec],
-    small: dict[str, list[torch.Tensor]],
-    parts: Parts,
-) -> tuple[dict[str, list[torch.Tensor]], list[Row], UpscalingFigures]:
-    """The pictures from text, upscaled by each variant of the cascade; and the measures of both variants of the upscaler
-    on the tuned pictures, at every noise level: rows and their summary.
-    """
-    levels = upscaler.settings.measured_noise_levels
-    low = {variant: pictures[: len(specs)] for variant, pictures in small.items()}
-    large, outputs = {}, {}
-    for variant in VARIANTS:
-        count = len(specs) * (len(levels) + (variant == "base"))  # base's samples by the base; tuned ones by both
-        sampled = parts.begin(f"{STAGES[upscaler.stage].title}'s samples, {variant}", count)
-        sampler = _sampler(request, upscaler, variant, sampled)
-        for level in levels:
-            outputs[variant, level] = _upscaled(request, sampler.at(level), specs, low["tuned"])
-        large[variant] = (
-            outputs["tuned", levels[0]] if variant == "tuned" else _upscaled(request, sampler, specs, low["base"])
-        )
-        del sampler  # and its model, before the next one is loaded
+def _measure_samples(
+    upscaler: SampledStage, specs: list[SampleSpec], small: dict[str, list[torch.Tensor]],
+    outputs: dict[tuple[str, int], list[torch.Tensor]],
+) -> tuple[list[Row], UpscalingFigures]:  # fmt: skip
+    """The measures of both variants of the upscaler on the tuned pictures, at every noise level: rows and their summary."""
     names = [f"{item.prompt}, seed {item.seed}, {item.size[0]}x{item.size[1]}" for item in specs]
     source = STAGES[upscaler.stage].upscales
     assert source is not None
-    return large, *measure_samples(source, names, low["tuned"], outputs, levels)
-
-
-def _upscaled(
-    request: SampleRequest, sampler: Sampler, specs: list[SampleSpec], small: list[torch.Tensor]
-) -> list[torch.Tensor]:
-    """small: low-res pictures (C, h, w). Returns them upscaled, (C, 4h, 4w)."""
-    made: list[torch.Tensor] = []
-    for size, group in groupby(zip(specs, small, strict=True), key=lambda pair: pair[0].size):
-        part, pictures = zip(*group, strict=True)
-        text, negative = prompt_embeds(request, [item.prompt for item in part])
-        made += list(sample(sampler, text, negative, [item.seed for item in part], size, torch.stack(pictures)))
-    return made
+    low = small["tuned"][: len(specs)]
+    return measure_samples(source, names, low, outputs, upscaler.settings.measured_noise_levels)
 
 
 def _save(
@@ -299,31 +236,13 @@ def _measure_upscaler(
 ) -> dict[str, UpscalingFigures]:
     """Measure untuned and tuned model on the held-out pictures, with interpolation. table: further rows of its file."""
     request, settings = job.request, one.settings
-
-    def upscaler(variant: str) -> Upscaler:
-        count = _held_out(request) * (len(settings.measured_noise_levels) + settings.degrades_low_res)
-        sampled = parts.begin(f"held-out pictures upscaled, {variant}", count)
-        sampler = _sampler(request, one, variant, sampled)
-
-        def upscale(rows: list[ShardRow], small: torch.Tensor, noise_level: int) -> torch.Tensor:
-            seeds = [hash_seed("eval", row.image_id) % 2**32 for row in rows]
-            text, negative = prompt_embeds(request, [row.caption for row in rows])
-            size = small.shape[3], small.shape[2]
-            return sample(sampler.at(noise_level), text, negative, seeds, size, small)
-
-        return upscale
-
     files = shard_files(request.inputs.eval_set, one.stage)
-    upscalers = {variant: partial(upscaler, variant) for variant in VARIANTS}
-
-    def spoil(rows: list[ShardRow], small: torch.Tensor) -> torch.Tensor:
-        return spoilt(settings, [row.image_id for row in rows], small)
-
+    upscalers = {variant: partial(held_out_upscaler, job, one, variant, parts) for variant in VARIANTS}
     sampled_with = sampler_settings(one, request.validation.validation_negative_prompt)
     del sampled_with["noise_level"]  # a column of its own
     return measure_upscalers(
         files, upscalers, settings.measured_noise_levels, UpscalingFiles(one.stage, job.out), table, _looks(request),
-        spoil if settings.degrades_low_res else None, canonical_json(sampled_with),
+        spoiler(one), canonical_json(sampled_with),
     )  # fmt: skip
 
 

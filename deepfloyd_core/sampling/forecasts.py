@@ -37,15 +37,17 @@ _DECODED = 40
 
 
 def pictures_at_once(
-    one: SampledStage, sizes: Iterable[Size], machine: Machine, styled: bool = False, most: int | None = None
-) -> tuple[int, Forecast | None]:
+    one: SampledStage, sizes: Iterable[Size], machine: Machine, styled: bool = False, most: int | None = None,
+    gpu: int = 0,
+) -> tuple[int, Forecast | None]:  # fmt: skip
     """How many pictures a stage samples at once, and what that takes; None: little. sizes: of the stage. styled: in
-    another style, for which a call of the UNet has a third sample of each picture. most: else the stage's own.
+    another style, for which a call of the UNet has a third sample of each picture. most: else the stage's own. gpu: as in
+    `Job`.
 
     On a CPU it is one, because the rounding of a matrix product follows its size. Raises ModelError where a GPU has no room
     for the weights.
     """
-    device, parts = pick_device(machine.device), 3 if styled else _samples(one.settings.validation_guidance)
+    device, parts = pick_device(machine.device, gpu), 3 if styled else _samples(one.settings.validation_guidance)
     count = 1 if device.type == "cpu" else most or max(1, one.settings.sampled_at_once * 2 // max(2, parts))
     if _stored_bytes(one.model) < SAID_FROM:
         return count, None
@@ -71,9 +73,9 @@ def texts_forecast(request: TextsRequest) -> Forecast | None:
     return found
 
 
-def stage3_forecast(stage3: Stage3, low_res: Iterable[Size], machine: Machine) -> Forecast | None:
+def stage3_forecast(stage3: Stage3, low_res: Iterable[Size], machine: Machine, gpu: int = 0) -> Forecast | None:
     """What Stage III takes for pictures of these sizes, one at a time; None: little. Raises ModelError as above."""
-    settings, folder, device = stage3.settings, stage3.model, pick_device(machine.device)
+    settings, folder, device = stage3.settings, stage3.model, pick_device(machine.device, gpu)
     if settings is None or folder is None or _stored_bytes(folder) < SAID_FROM:
         return None
     width, height = (min(max(edges), WINDOW_PX) for edges in zip(*low_res, strict=True))

@@ -5,10 +5,11 @@ batch that is missing. On a CPU a batch is one picture, because the rounding of 
 picture has the same bytes whatever is drawn beside it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,14 @@ from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.cascade import Sample, sampler_settings, save_png
 from deepfloyd_core.sampling.comparison import save_sheet, version_words
 from deepfloyd_core.sampling.forecasts import pictures_at_once, stage3_forecast
-from deepfloyd_core.sampling.jobs import GeneratedSummary, GenerateRequest, SampledStage
+from deepfloyd_core.sampling.jobs import (
+    GeneratedSummary,
+    GeneratePartRequest,
+    GenerateRequest,
+    GeneratesPictures,
+    PartDrawn,
+    SampledStage,
+)
 from deepfloyd_core.sampling.parts import Parts
 from deepfloyd_core.sampling.pictures import INDEX, Size, batches, picture_file, picture_scale
 from deepfloyd_core.sampling.sampler import Sampler, Start, make_sampler, sample
@@ -40,6 +48,7 @@ from deepfloyd_core.sampling.styled import StyledUnet
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.types import Json
 
+_Job = Job[GeneratesPictures[Any]]
 _SCHEMA = pa.schema(
     [
         ("file", pa.string()), ("stage", pa.int8()), ("prompt", pa.string()), ("negative_prompt", pa.string()),
@@ -53,11 +62,7 @@ def generate_pictures(job: Job[GenerateRequest]) -> GeneratedSummary:
     """Draw the pictures: a PNG for each stage and picture, a table of them, and a sheet of those of the last stage."""
     request, stages = job.request, _stages(job)
     use_threads(request.machine.num_threads)
-    parts, texts = Parts(job.report, len(stages)), StoredTexts(request, job.out)
-    for one in request.cascade.stages:
-        _draw(job, one, texts, parts)
-    if request.stage3 is not None:
-        _enlarge(job, request.stage3, parts)
+    _draw_all(job, dict.fromkeys(stages, range(len(request.pictures))))
     _write_index(job)
     loras = dict.fromkeys(lora.told for lora in request.drawn_from.loras)
     drawn_by = " and ".join([version_words(request.version), *loras])
@@ -66,30 +71,59 @@ def generate_pictures(job: Job[GenerateRequest]) -> GeneratedSummary:
     return GeneratedSummary(pictures=len(request.pictures), stages=stages)
 
 
-def _stages(job: Job[GenerateRequest]) -> tuple[DrawnStage, ...]:
+def generate_part(job: Job[GeneratePartRequest]) -> PartDrawn:
+    """Draw every nth batch of each stage, and what its pictures are drawn from, and nothing else, as one of n processes."""
+    use_threads(job.request.machine.num_threads)
+    _draw_all(job, _share(job))
+    return PartDrawn()
+
+
+def _share(job: Job[GeneratePartRequest]) -> dict[DrawnStage, Collection[int]]:
+    """The pictures of each stage that a part draws. Those of one stage are drawn from those of the stage before: where the
+    batches of two stages do not fit together, two parts draw the same batch, with the same bytes.
+    """
+    request, shares = job.request, dict[DrawnStage, Collection[int]]()
+    wanted = set[int]()
+    for stage in reversed(_stages(job)):
+        one = next((one for one in request.cascade.stages if one.stage == stage), None)
+        groups = batches(request.pictures, 1 if one is None else _at_once(job, one)[0])
+        own = groups[request.number :: request.parts]
+        wanted = {number for group in groups if group in own or not wanted.isdisjoint(group) for number in group}
+        shares[stage] = wanted
+    return shares
+
+
+def _draw_all(job: _Job, shares: Mapping[DrawnStage, Collection[int]]) -> None:
+    """Draw what each stage lacks. shares: the pictures of each stage."""
+    request = job.request
+    parts, texts = Parts(job.report, len(shares)), StoredTexts(request, job.out)
+    for one in request.cascade.stages:
+        _draw(job, one, texts, parts, shares[one.stage])
+    if request.stage3 is not None:
+        _enlarge(job, request.stage3, parts, shares[STAGE3])
+
+
+def _stages(job: _Job) -> tuple[DrawnStage, ...]:
     """The stages that draw."""
     stages: tuple[DrawnStage, ...] = tuple(one.stage for one in job.request.cascade.stages)
     return stages if job.request.stage3 is None else (*stages, STAGE3)
 
 
-def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, parts: Parts) -> None:
-    """Draw what a stage lacks."""
+def _draw(job: _Job, one: SampledStage, texts: StoredTexts, parts: Parts, share: Collection[int]) -> None:
+    """Draw what a stage lacks of some pictures."""
     request, pictures = job.request, job.request.pictures
-    undrawn = {number for number in range(len(pictures)) if not _is_drawn(job, one.stage, number)}
-    at_once, forecast = 1, None
-    if undrawn:
-        styled = request.drawn_from.style is not None
-        at_once, forecast = pictures_at_once(one, _sizes(job, one.stage), request.machine, styled)
+    undrawn = {number for number in share if not _is_drawn(job, one.stage, number)}
+    at_once, forecast = _at_once(job, one) if undrawn else (1, None)
     missing = [group for group in batches(pictures, at_once) if not undrawn.isdisjoint(group)]
-    done = len(pictures) - sum(map(len, missing))
-    sampled = parts.begin(_told(one.stage, forecast), len(pictures), done)
+    done = len(share) - sum(map(len, missing))
+    sampled = parts.begin(_told(one.stage, forecast), len(share), done)
     if not missing:
         return
     loras = request.drawn_from.of_stage(one.stage)
-    sampler = make_sampler(one, request.trained(one.stage), request.machine, sampled, loras)
+    sampler = make_sampler(one, request.trained(one.stage), request.machine, sampled, loras, job.gpu)
     if request.drawn_from.style is not None:
-        style, share = texts.of([request.drawn_from.style]), STAGES[one.stage].style_share
-        sampler.pipeline.unet = StyledUnet(sampler.pipeline.unet, style, share)
+        style, styled = texts.of([request.drawn_from.style]), STAGES[one.stage].style_share
+        sampler.pipeline.unet = StyledUnet(sampler.pipeline.unet, style, styled)
     hint, start = cache(partial(_conditioning, job, sampler)), cache(partial(_start, job, one.stage))
     for group in missing:
         batch = [pictures[number] for number in group]
@@ -102,7 +136,12 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
             _keep(job, one, number, picture)
 
 
-def _sizes(job: Job[GenerateRequest], stage: Stage) -> set[Size]:
+def _at_once(job: _Job, one: SampledStage) -> tuple[int, Forecast | None]:
+    styled = job.request.drawn_from.style is not None
+    return pictures_at_once(one, _sizes(job, one.stage), job.request.machine, styled, gpu=job.gpu)
+
+
+def _sizes(job: _Job, stage: Stage) -> set[Size]:
     """Of a stage's pictures."""
     scale = _scale(job, stage)
     return {(width * scale, height * scale) for width, height in (one.size for one in job.request.pictures)}
@@ -112,15 +151,15 @@ def _told(stage: DrawnStage, forecast: Forecast | None) -> str:
     return f"{title_of(stage)}'s pictures" + (f", with {forecast}" if forecast else "")
 
 
-def _enlarge(job: Job[GenerateRequest], stage3: Stage3, parts: Parts) -> None:
-    """Draw what Stage III lacks, a picture at a time."""
+def _enlarge(job: _Job, stage3: Stage3, parts: Parts, share: Collection[int]) -> None:
+    """Draw what Stage III lacks of some pictures, one at a time."""
     request, pictures = job.request, job.request.pictures
-    missing = [number for number in range(len(pictures)) if not _is_drawn(job, STAGE3, number)]
-    forecast = stage3_forecast(stage3, _sizes(job, SOURCE), request.machine) if missing else None
-    sampled = parts.begin(_told(STAGE3, forecast), len(pictures), len(pictures) - len(missing))
+    missing = [number for number in sorted(share) if not _is_drawn(job, STAGE3, number)]
+    forecast = stage3_forecast(stage3, _sizes(job, SOURCE), request.machine, job.gpu) if missing else None
+    sampled = parts.begin(_told(STAGE3, forecast), len(share), len(share) - len(missing))
     if not missing:
         return
-    enlarge = make_enlarger(stage3, request.machine, sampled)
+    enlarge = make_enlarger(stage3, request.machine, sampled, job.gpu)
     for number in missing:
         one = pictures[number]
         small = stored_tensor(_state(job, SOURCE, number))[None]
@@ -129,7 +168,7 @@ def _enlarge(job: Job[GenerateRequest], stage3: Stage3, parts: Parts) -> None:
 
 
 def _given(
-    job: Job[GenerateRequest], stage: Stage, group: list[int], hint: Callable[[Size], torch.Tensor | None]
+    job: _Job, stage: Stage, group: list[int], hint: Callable[[Size], torch.Tensor | None]
 ) -> torch.Tensor | None:
     """What a batch is sampled from beside the text: an upscaler's low-res pictures (N, 3, H, W) in [-1, 1], a ControlNet's
     conditioning in [0, 1].
@@ -141,7 +180,7 @@ def _given(
     return None if found is None else found.expand(len(group), -1, -1, -1)
 
 
-def _start(job: Job[GenerateRequest], stage: Stage, small: Size) -> Start | None:
+def _start(job: _Job, stage: Stage, small: Size) -> Start | None:
     """The user's own picture at a stage's size; None: pictures start from noise. small: the size of the first stage."""
     asked, scale = job.request.drawn_from.start, _scale(job, stage)
     if asked is None or not STAGES[stage].starts_from_picture(job.request.drawn_from.style is not None):
@@ -158,28 +197,28 @@ def _repeated(start: Start | None, count: int) -> Start | None:
     return start and replace(start, pictures=start.pictures.expand(count, -1, -1, -1))
 
 
-def _is_drawn(job: Job[GenerateRequest], stage: DrawnStage, number: int) -> bool:
+def _is_drawn(job: _Job, stage: DrawnStage, number: int) -> bool:
     file = job.out / picture_file(job.request.pictures, number, _scale(job, stage))
     return part_is_whole(file) and (not _is_upscaled(job, stage) or part_is_whole(_state(job, stage, number)))
 
 
-def _is_upscaled(job: Job[GenerateRequest], stage: DrawnStage) -> bool:
+def _is_upscaled(job: _Job, stage: DrawnStage) -> bool:
     """Whether another stage takes the pictures of this one."""
     if job.request.stage3 is not None and stage == SOURCE:
         return True
     return any(STAGES[one.stage].upscales == stage for one in job.request.cascade.stages)
 
 
-def _state(job: Job[GenerateRequest], stage: DrawnStage, number: int) -> Path:
+def _state(job: _Job, stage: DrawnStage, number: int) -> Path:
     """The picture as the next stage takes it, which is not rounded to bytes."""
     return job.out / DRAWN / f"stage{stage}-{number}.safetensors"
 
 
-def _scale(job: Job[GenerateRequest], stage: DrawnStage) -> int:
+def _scale(job: _Job, stage: DrawnStage) -> int:
     return picture_scale(stage, job.request.cascade.stages[0].stage)
 
 
-def _conditioning(job: Job[GenerateRequest], sampler: Sampler, size: Size) -> torch.Tensor | None:
+def _conditioning(job: _Job, sampler: Sampler, size: Size) -> torch.Tensor | None:
     """The conditioning of pictures of a size, (1, 3, H, W) in [0, 1]; also written beside them for people. None: they follow
     no picture.
     """
@@ -200,7 +239,7 @@ def _conditioning(job: Job[GenerateRequest], sampler: Sampler, size: Size) -> to
     return hint
 
 
-def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch.Tensor) -> None:
+def _keep(job: _Job, one: SampledStage, number: int, made: torch.Tensor) -> None:
     """Keep a picture (3, H, W) in [-1, 1]: for people, and for the next stage."""
     request = job.request
     picture, bundle = request.pictures[number], request.bundle
@@ -221,7 +260,7 @@ def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch
     _write(job, one.stage, number, settings, to_bytes(made[None])[0].numpy())
 
 
-def _write(job: Job[GenerateRequest], stage: DrawnStage, number: int, settings: Json, made: np.ndarray) -> None:
+def _write(job: _Job, stage: DrawnStage, number: int, settings: Json, made: np.ndarray) -> None:
     """Write a picture (H, W, 3) for people. settings: those of the stage."""
     request = job.request
     picture, bundle, given = request.pictures[number], request.bundle, request.drawn_from
@@ -237,7 +276,7 @@ def _write(job: Job[GenerateRequest], stage: DrawnStage, number: int, settings: 
     finish_part(file)
 
 
-def _write_index(job: Job[GenerateRequest]) -> None:
+def _write_index(job: _Job) -> None:
     request, rows = job.request, []
     for stage in _stages(job):
         scale = _scale(job, stage)

@@ -160,17 +160,42 @@ class SamplesSummary(Summary):
         return [table for stage in stages for table in measure_tables(STAGES[stage], *figures)]
 
 
-class SampleRequest(JobRequest[SamplesSummary]):
-    """Sample the base and the tuned cascade, and measure the upscaler."""
+class PartDrawn(Summary):
+    """The summary of a part of a job that draws."""
+
+
+class SamplesCascade(JobRequest[S], Generic[S]):
+    """What both requests below have."""
 
     job = "sample"
-    entry = "deepfloyd_core.sampling.cascade:sample_cascade"
-    returns = SamplesSummary
     cascade: Cascade
     validation: ValidationKeys
     prompts: tuple[str, ...]
     probes: Probes
     inputs: SampleInputs[Artifact]
+
+
+class SampleRequest(SamplesCascade[SamplesSummary]):
+    """Sample the base and the tuned cascade, and measure the upscaler."""
+
+    entry = "deepfloyd_core.sampling.cascade:sample_cascade"
+    returns = SamplesSummary
+
+
+class SamplePartRequest(SamplesCascade[PartDrawn]):
+    """Draw every nth batch of the same samples, and nothing else, as one of n processes."""
+
+    entry = "deepfloyd_core.sampling.cascade_draws:sample_part"
+    returns = PartDrawn
+    number: int  # 0 to parts - 1
+    parts: int
+
+
+def sample_parts(request: SampleRequest) -> list[SamplePartRequest]:
+    """The requests that `sample_workers` processes run at once before the request itself; none for one process here."""
+    parts = request.machine.parts(request.machine.sample_workers)
+    shared = {name: getattr(request, name) for name in type(request).model_fields}
+    return [SamplePartRequest.model_construct(**shared, number=number, parts=parts) for number in range(parts)]
 
 
 def remake_job(run: Run, stage: Stage, model: Path, inputs: LowResInputs[Artifact]) -> RemakeRequest:
@@ -264,17 +289,38 @@ class DrawnFrom(Spec):
         return found | ({"style": self.style, "style_shares": shares} if self.style else {})
 
 
-class GenerateRequest(DrawRequest[GeneratedSummary]):
-    """Sample pictures with the weights of a version or with the base models."""
+class GeneratesPictures(DrawRequest[S], Generic[S]):
+    """What both requests below have."""
 
     job = "generate"
-    entry = "deepfloyd_core.sampling.generate:generate_pictures"
-    returns = GeneratedSummary
     cascade: Cascade
     pictures: tuple[Picture, ...]
     drawn_with: Json  # the settings and inputs that decide the bytes, as the pictures record them
     drawn_from: DrawnFrom = DrawnFrom()
     stage3: Stage3 | None = None  # None: the cascade ends before it
+
+
+class GenerateRequest(GeneratesPictures[GeneratedSummary]):
+    """Sample pictures with the weights of a version or with the base models."""
+
+    entry = "deepfloyd_core.sampling.generate:generate_pictures"
+    returns = GeneratedSummary
+
+
+class GeneratePartRequest(GeneratesPictures[PartDrawn]):
+    """Draw every nth batch of the same pictures, and nothing else, as one of n processes."""
+
+    entry = "deepfloyd_core.sampling.generate:generate_part"
+    returns = PartDrawn
+    number: int  # 0 to parts - 1
+    parts: int
+
+
+def generate_parts(request: GenerateRequest) -> list[GeneratePartRequest]:
+    """The requests that `sample_workers` processes run at once before the request itself; none for one process here."""
+    parts = min(request.machine.parts(request.machine.sample_workers), len(request.pictures))
+    shared = {name: getattr(request, name) for name in type(request).model_fields}
+    return [GeneratePartRequest.model_construct(**shared, number=number, parts=parts) for number in range(parts)]
 
 
 def generate_job(

@@ -51,13 +51,15 @@ class Sampler:
 
 
 def make_sampler(
-    one: SampledStage, trained: Path | None, machine: Machine, sampled: Sampled, loras: Sequence[MixedLora] = ()
-) -> Sampler:
+    one: SampledStage, trained: Path | None, machine: Machine, sampled: Sampled, loras: Sequence[MixedLora] = (),
+    gpu: int = 0,
+) -> Sampler:  # fmt: skip
     """Load a stage's base model in a stock pipeline and, if a folder is given, its trained weights and scheduler.
 
     loras: in place of trained weights, all at once. The learned variance is taken when each of them has trained it.
+    gpu: as in `Job`.
     """
-    device = pick_device(machine.device)
+    device = pick_device(machine.device, gpu)
     unet = load_unet(one.model, DTYPES[one.settings.mixed_precision])
     if loras:
         scheduler = trained_scheduler(one.model, all(lora.learned_variance for lora in loras))

@@ -26,12 +26,12 @@ from deepfloyd_core.sampling.windows import WINDOW_PX, WindowedUnet
 Enlarge = Callable[[torch.Tensor, str, str, int], np.ndarray]
 
 
-def make_enlarger(stage3: Stage3, machine: Machine, sampled: Sampled) -> Enlarge:
-    """Load Stage III. sampled: called in each step."""
+def make_enlarger(stage3: Stage3, machine: Machine, sampled: Sampled, gpu: int = 0) -> Enlarge:
+    """Load Stage III. sampled: called in each step; gpu: as in `Job`."""
     if stage3.settings is None or stage3.model is None:
         return _by_lanczos(sampled)
     settings = stage3.settings
-    pipeline = stage3_pipeline(stage3, machine)
+    pipeline = stage3_pipeline(stage3, machine, gpu)
     steps = settings.validation_num_inference_steps
 
     def enlarge(picture: torch.Tensor, prompt: str, negative: str, seed: int) -> np.ndarray:
@@ -54,7 +54,7 @@ def make_enlarger(stage3: Stage3, machine: Machine, sampled: Sampled) -> Enlarge
     return enlarge
 
 
-def stage3_pipeline(stage3: Stage3, machine: Machine) -> Any:
+def stage3_pipeline(stage3: Stage3, machine: Machine, gpu: int = 0) -> Any:
     """The stock pipeline. Its VAE is in fp32, as bf16 has 1 of 256 levels; a picture above 1,024 px is sampled through
     windows, and decoded in tiles.
     """
@@ -77,7 +77,7 @@ def stage3_pipeline(stage3: Stage3, machine: Machine) -> Any:
         low_res_scheduler=DDPMScheduler.from_pretrained(folder, subfolder="low_res_scheduler"),
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(pick_device(machine.device))
+    pipeline.to(pick_device(machine.device, gpu))
     pipeline.unet = WindowedUnet(pipeline.unet)  # of latents, which are as many as pixels of the low-res picture
     return pipeline
 

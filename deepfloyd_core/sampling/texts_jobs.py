@@ -5,12 +5,13 @@ process that has imported torch, so the second one costs a tenth of a second.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.errors import DamagedError
-from deepfloyd_core.processes.jobs import JobRequest, S, run_job
+from deepfloyd_core.processes.jobs import JobRequest, RunParts, S, run_job, run_parts
 from deepfloyd_core.sampling.jobs import DrawRequest
 from deepfloyd_core.store.artifacts import Artifact, WorkDir
 from deepfloyd_core.store.manifest import Summary
@@ -46,9 +47,12 @@ def texts_request(request: DrawRequest[Any]) -> TextsRequest:
     )  # fmt: skip
 
 
-def run_with_texts(request: DrawRequest[S], work: WorkDir, report: Report) -> S:
-    """Run the job that encodes the texts of another one, then that. Where the workspace's embeds are damaged, all of the
-    texts are encoded.
+def run_with_texts(
+    request: DrawRequest[S], work: WorkDir, report: Report, parts: Sequence[JobRequest[Any]] = (),
+    run_all: RunParts = run_parts,
+) -> S:  # fmt: skip
+    """Run the job that encodes the texts of another one, then its parts and that. Where the workspace's embeds are
+    damaged, all of the texts are encoded. run_all: runs the parts.
     """
     texts = texts_request(request)
     try:
@@ -56,4 +60,4 @@ def run_with_texts(request: DrawRequest[S], work: WorkDir, report: Report) -> S:
     except DamagedError as error:
         log.warning("%s The texts are encoded anew", error)
         run_job(texts.model_copy(update={"embeds": None}), work, report)
-    return run_job(request, work, report)
+    return run_all(request, parts, work, report) if parts else run_job(request, work, report)

@@ -104,14 +104,11 @@ def encode_job(run: Run, captions: Iterable[str], encoder: Path, older: Artifact
 
 
 def encode_parts(request: EncodeRequest) -> list[EncodePartRequest]:
-    """The requests that `embed_workers` processes run at once before the request itself; none for one process."""
-    parts = request.machine.embed_workers
+    """The requests that `embed_workers` processes run at once before the request itself; none for one process here."""
+    parts = request.machine.parts(request.machine.embed_workers)
     shared = {name: getattr(request, name) for name in type(request).model_fields}
     # Not validated again: each would have a tuple of all captions of its own.
-    return [
-        EncodePartRequest.model_construct(**shared, number=number, parts=parts)
-        for number in range(parts if parts > 1 else 0)
-    ]
+    return [EncodePartRequest.model_construct(**shared, number=number, parts=parts) for number in range(parts)]
 
 
 def run_captions(run: Run, captions: Iterable[str]) -> list[str]:

@@ -123,7 +123,7 @@ def encode_part(job: Job[EncodePartRequest]) -> PartSummary:
     plan, request = _plan(job.request), job.request
     own = dict(list(plan.layout.made.items())[request.number :: request.parts])
     plan = replace(plan, layout=replace(plan.layout, made=own))
-    return PartSummary(encoded_by_this_process=_make_files(job, plan, request.number))
+    return PartSummary(encoded_by_this_process=_make_files(job, plan))
 
 
 def _plan(request: EncodeRequest | EncodePartRequest) -> _Plan:
@@ -190,8 +190,8 @@ def _lay_out(tokens: dict[str, int], capacity: int, older: Artifact | None) -> _
     return _Layout(kept, made, stored)
 
 
-def _make_files(job: Job[EncodeRequest] | Job[EncodePartRequest], plan: _Plan, number: int = 0) -> int:
-    """Make the files that are not finished yet; number: of this process among several. Returns how many texts it encoded."""
+def _make_files(job: Job[EncodeRequest] | Job[EncodePartRequest], plan: _Plan) -> int:
+    """Make the files that are not finished yet. Returns how many texts it encoded."""
     layout, schema, keys, machine = plan.layout, plan.schema, job.request.text, job.request.machine
     unfinished = {name: texts for name, texts in layout.made.items() if not part_is_whole(job.out / name)}
     _check_room(job.out, sum(map(len, unfinished.values())), schema)
@@ -212,7 +212,7 @@ def _make_files(job: Job[EncodeRequest] | Job[EncodePartRequest], plan: _Plan, n
             ahead += [pool.submit(token_ids, later) for later in names[place + 1 : place + 2]]
             if ids:
                 if encoder is None:
-                    encoder = _Encoder.load(job.request.encoder_name, job.request.encoder, keys, machine, number)
+                    encoder = _Encoder.load(job.request.encoder_name, job.request.encoder, keys, machine, job.gpu)
                     files = sum(bool(texts) for texts in missing.values())
                     progress.forecast(encoder.forecast_s(todo, files), _stored_bytes(todo, schema))
                 rows = encoder.rows(missing[name], ids, progress.step)
@@ -289,9 +289,9 @@ class _Encoder:
     machine: Machine
 
     @classmethod
-    def load(cls, name: str, folder: Path, keys: TextKeys, machine: Machine, number: int = 0) -> "_Encoder":
-        """`number`: of several processes, which share the GPUs."""
-        dtype, device = DTYPES[keys.text_encoder_dtype], pick_device(machine.device, number)
+    def load(cls, name: str, folder: Path, keys: TextKeys, machine: Machine, gpu: int = 0) -> "_Encoder":
+        """gpu: as in `Job`."""
+        dtype, device = DTYPES[keys.text_encoder_dtype], pick_device(machine.device, gpu)
         streamed, quantization = machine.text_encoder_streaming, keys.text_encoder_quantization
         return cls(name, ENCODERS[name].load_encoder(folder, dtype, device, streamed, quantization), keys, machine)
 

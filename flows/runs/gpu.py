@@ -3,14 +3,12 @@
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from deepfloyd_core.config.run_machine import Machine
-from deepfloyd_core.errors import StorageError
-from deepfloyd_core.processes.gpu_slot import gpu_slot
+from deepfloyd_core.processes.gpu_slot import gpu_slot, slots_folder
 
 DRIVERS = "/dev/nvidiactl", "/dev/kfd", "/dev/dxg"  # NVIDIA's, AMD's, Windows' under WSL
 VISIBLE = "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"
@@ -34,10 +32,5 @@ def has_gpu() -> bool:
 
 def slot_path() -> Path:
     """The file of the lock. Raises StorageError when its folder belongs to somebody else."""
-    folder = Path(tempfile.gettempdir()) / f"deepfloyd-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if folder.is_symlink() or status.st_uid != os.getuid():
-        raise StorageError(f"{folder} belongs to another user. Remove it, or set TMPDIR to a folder of your own.")
     seen = next((os.environ[name] for name in VISIBLE if os.environ.get(name)), "all")
-    return folder / f"gpu-{seen.replace('/', '-')}"
+    return slots_folder() / f"gpu-{seen.replace('/', '-')}"

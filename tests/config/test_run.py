@@ -132,6 +132,7 @@ RUN_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "embed_batch_size": (int, 1, 4096),
     "workspace_cache_gib": (float, 5e-324, 1e6),
     "embed_workers": (int, 1, 64),
+    "sample_workers": (int, 1, 64),
     "validation_seed": (int, 0, 2**32 - 1),
     "num_validation_images": (int, 1, 4096),
     "num_upscaled_images": (int, 1, 4096),

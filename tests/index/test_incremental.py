@@ -6,7 +6,7 @@ The other computation is always the same one: a build of the present pictures in
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.index import captions
 from deepfloyd_core.index import scan as scans
 from deepfloyd_core.index.identity import index_request
+from deepfloyd_core.index.index import Block, build_index, judge_block
+from deepfloyd_core.index.ledger import INDEX_FILE
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.sources import columns
 from deepfloyd_core.sources import folder as local_folder
-from deepfloyd_core.store.artifacts import Artifact, verify_artifact
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, verify_artifact
 from deepfloyd_core.training.batches import BatchOrder, TrainingRows
 
 
@@ -516,3 +518,27 @@ def test_the_data_s_fingerprint_is_that_of_a_scan_without_notes(world: DataWorld
         with_notes = index_request(run, scan(run)).fingerprint
         shutil.rmtree(run.workspace / ".scan")
         assert index_request(run, scan(run)).fingerprint == with_notes
+
+
+def test_blocks_that_are_judged_elsewhere_give_the_same_ledger(
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the workers of a cluster do: from the block's place in the scan; those with a verdict on all files stay here."""
+    monkeypatch.setattr("deepfloyd_core.index.index.BLOCK", 2)
+    for number in range(5):
+        world.add(f"{number}.png", np.full((300, 300, 3), 40 * number, np.uint8))
+    run = world.load()
+    scanned, seen = scan(run), list[int]()
+
+    def elsewhere(blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            seen.append(block.start)
+            judge_block(run, scanned[block.start : block.start + block.count], block, world.children)
+
+    made = []
+    for judge_all in (None, elsewhere):
+        work = WorkDir(run.workspace / "image_index" / f"by-{judge_all is None}", 0)
+        work.path.mkdir(parents=True)
+        build_index(run, scanned, world.children, work, elsewhere=judge_all)
+        made.append((work.path / INDEX_FILE).read_bytes())
+    assert made[0] == made[1] and seen == [0, 2, 4]

@@ -1,25 +1,19 @@
 """Shards on Prefect's task runners: the same bytes from any of them, for any number of workers, also when a worker dies."""
 
-import hashlib
 import os
-import signal
 import socket
 import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from data_world import DataWorld
 from polling import within
-from prefect_api import post
+from runner_runs import BEHIND_A_PROXY, all_recorded, installed, kill_a_worker, products_of, shards_of, task_states
 from small_run import NewSmallRun, SmallRun
 
 from deepfloyd_core.config.cluster import reach
@@ -29,54 +23,11 @@ from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.artifacts import WorkDir
 
-# Workers, too, reach a server on loopback past it; nobody listens there.
-BEHIND_A_PROXY = {
-    **dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9"), "no_proxy": "", "NO_PROXY": ""
-}  # fmt: skip
-PRODUCTS = ("image_index/*/index.parquet", "stage?_pixels/*/*.parquet", "stage?_pixels/*/rows.arrow")
-
-
-def _installed(kind: str) -> None:
-    if kind in ("ray", "dask"):
-        pytest.importorskip(f"prefect_{kind}", reason=f"pip install 'deepfloyd-pipeline[{kind}]'")
-
-
-def _products(run: SmallRun) -> dict[str, str]:
-    files = [path for pattern in PRODUCTS for path in run.workspace.glob(pattern)]
-    return {str(path.relative_to(run.workspace)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
 
 def _arguments(run: SmallRun, kind: str, workers: int, *more: str) -> list[str]:
     # 0.2 MiB: one picture of 256 px in a shard, so that there are enough of them to kill a worker in the middle.
     settings = (f"task_runner={kind}", f"workers={workers}", *more)
     return ["prepare", str(run.config), *(word for setting in settings for word in ("--set", setting))]
-
-
-def _found(server: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(post(server, f"{path}/filter", {"limit": 200, **body}))
-
-
-def _states(server: str, run: SmallRun, since: datetime, products: dict[str, str]) -> list[tuple[str, str]]:
-    """The shard and state of each task run since then that the server has; other tests use it as well."""
-    names, later = {Path(name).name for name in products}, {"start_time": {"after_": since.isoformat()}}
-    flows = _found(server, "flow_runs", {"flow_runs": later})
-    own = [entry["id"] for entry in flows if entry["parameters"].get("config") == str(run.config)]
-    inner = _found(server, "flow_runs", {"flow_runs": {"parent_flow_run_id": {"any_": own}}})
-    ids = {"any_": own + [entry["id"] for entry in inner]}
-    found = _found(server, "task_runs", {"flow_runs": {"id": ids}})
-    shards = [(entry["name"].rsplit("-", 1)[0], entry["state_type"]) for entry in found]
-    return sorted(shard for shard in shards if shard[0] in names)
-
-
-def _all_recorded(server: str, run: SmallRun, since: datetime, products: dict[str, str]) -> None:
-    """Each shard once, as completed: some seconds after the run, because the server writes what it is told in batches."""
-    expected = [(shard, "COMPLETED") for shard in _shards(products)]
-    within(60, lambda: _states(server, run, since, products) == expected, every_s=0.5)
-    assert _states(server, run, since, products) == expected
-
-
-def _shards(products: dict[str, str]) -> list[str]:
-    return sorted(Path(name).name for name in products if name.startswith("stage") and name.endswith(".parquet"))
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +38,8 @@ def copies(
     run = new_small_run(tmp_path_factory.mktemp("runners") / "run", 14)
     done = run.call_here(*_arguments(run, "threads", 2))
     assert done.returncode == 0, done.stderr
-    products = _products(run)
-    assert len(_shards(products)) > 12
+    products = products_of(run)
+    assert len(shards_of(products)) > 12
     return run, products
 
 
@@ -101,41 +52,6 @@ def again(copies: tuple[SmallRun, dict[str, str]], tmp_path: Path) -> tuple[Smal
     return run, expected
 
 
-@contextmanager
-def _dask_cluster(folder: Path) -> Iterator[str]:
-    """A Dask cluster of two workers that knows nothing of the run: no address of a Prefect server in its environment."""
-    code = (
-        "import sys\nfrom distributed import LocalCluster\n"
-        "if __name__ == '__main__':\n"
-        "    cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)\n"
-        "    print(cluster.scheduler_address, flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    script = folder / "cluster.py"
-    script.write_text(code)
-    with subprocess.Popen(
-        [sys.executable, "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"},
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.terminate()
-
-
-def _kill_a_worker(process: "subprocess.Popen[str]", workspace: Path, is_worker: Callable[[str], bool]) -> bool:
-    """SIGKILL a worker of the run when some shards of Stage II are finished, and others are not; False: too late."""
-    deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
-        if len(list(workspace.glob("stage2_pixels/*/.part-*"))) >= 3:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                with suppress(psutil.Error):  # it has ended meanwhile
-                    if is_worker(" ".join(child.cmdline())):
-                        child.send_signal(signal.SIGKILL)
-                        return True
-        time.sleep(0.002)
-    return False
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 4])
 def test_any_number_of_threads_makes_the_same_bytes_and_its_task_runs_are_recorded(
@@ -146,8 +62,8 @@ def test_any_number_of_threads_makes_the_same_bytes_and_its_task_runs_are_record
     done = run.call_here(*_arguments(run, "threads", workers))
     assert done.returncode == 0, done.stderr
     assert "Task run" not in done.stderr, "the workers' records go to the server, not to the terminal"
-    assert _products(run) == expected
-    _all_recorded(server, run, start, expected)
+    assert products_of(run) == expected
+    all_recorded(server, run, start, expected)
 
 
 @pytest.mark.slow
@@ -163,7 +79,7 @@ def test_any_number_of_threads_makes_the_same_bytes_and_its_task_runs_are_record
 def test_every_other_runner_makes_the_same_bytes_and_a_killed_worker_costs_its_shards_a_retry(
     again: tuple[SmallRun, dict[str, str]], server: str, kind: str, is_worker: Callable[[str], bool]
 ) -> None:
-    _installed(kind)
+    installed(kind)
     run, expected = again
     start = datetime.now(UTC)
     with (run.folder / "killed.log").open("w+") as log:
@@ -171,37 +87,30 @@ def test_every_other_runner_makes_the_same_bytes_and_a_killed_worker_costs_its_s
             run.command(*_arguments(run, kind, 2)), cwd=run.folder, stdout=log, stderr=log, text=True,
             env=os.environ | BEHIND_A_PROXY,
         )  # fmt: skip
-        killed = _kill_a_worker(process, run.workspace, is_worker)
+        killed = kill_a_worker(
+            process,
+            process.pid,
+            lambda: len(list(run.workspace.glob("stage2_pixels/*/.part-*"))) >= 3,
+            lambda child: is_worker(" ".join(child.cmdline())),
+        )
         code = process.wait(300)
         log.seek(0)
         printed = log.read()
     assert (killed, code) == (True, 0), printed
-    assert _products(run) == expected
+    assert products_of(run) == expected
 
     def completed() -> Counter[str]:
-        return Counter(shard for shard, state in _states(server, run, start, expected) if state == "COMPLETED")
+        return Counter(shard for shard, state in task_states(server, run, start, expected) if state == "COMPLETED")
 
-    assert within(60, lambda: sorted(completed()) == _shards(expected), every_s=0.5), completed()
+    assert within(60, lambda: sorted(completed()) == shards_of(expected), every_s=0.5), completed()
     # A worker tells the server before the flow: what was told of just before the pool went down is run once more.
     assert completed().total() <= len(completed()) + 2
     assert "Task run" not in printed, "the workers' records go to the server, not to the terminal"
 
 
 @pytest.mark.slow
-def test_a_dask_cluster_elsewhere_makes_the_same_bytes(again: tuple[SmallRun, dict[str, str]], server: str) -> None:
-    _installed("dask")
-    run, expected = again
-    start = datetime.now(UTC)
-    with _dask_cluster(run.folder) as address:
-        done = run.call(*_arguments(run, "dask", 1, f"task_runner_address={address}"))
-    assert done.returncode == 0, done.stderr
-    assert _products(run) == expected
-    _all_recorded(server, run, start, expected)
-
-
-@pytest.mark.slow
 def test_a_cluster_that_does_not_answer_is_named_before_any_work(again: tuple[SmallRun, dict[str, str]]) -> None:
-    _installed("dask")
+    installed("dask")
     run, _ = again
     done = run.call_here(*_arguments(run, "dask", 2, "task_runner_address=tcp://127.0.0.1:1"))
     assert done.returncode == 2
@@ -223,7 +132,7 @@ def test_a_cluster_that_does_not_answer_is_named_before_any_work(again: tuple[Sm
     ],
 )
 def test_an_address_that_cannot_be_is_refused(small_run: SmallRun, runner: str, address: str | None, said: str) -> None:
-    _installed(runner)
+    installed(runner)
     overrides = [f"task_runner={runner}"] + ([f"task_runner_address={address}"] if address else [])
     with pytest.raises(ConfigError, match=said):
         load_run(small_run.config, tuple(overrides))

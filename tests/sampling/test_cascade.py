@@ -33,6 +33,7 @@ from deepfloyd_core.measures.registry import measures_against
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling import cascade as samples
+from deepfloyd_core.sampling import cascade_draws
 from deepfloyd_core.sampling.identity import samples_request
 from deepfloyd_core.sampling.jobs import SampledStage, SampleInputs, SamplesSummary, sample_job
 from deepfloyd_core.store.artifacts import Artifact, Request
@@ -58,7 +59,9 @@ def stood_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Replaces the models; lists what Stage II was asked: variant, level, seeds, size and mean of plain low-res pictures."""
     asked: list[tuple[Any, ...]] = []
 
-    def make(one: SampledStage, lora: Path | None, machine: Machine, sampled: Callable[[int], None]) -> StandIn:
+    def make(
+        one: SampledStage, lora: Path | None, machine: Machine, sampled: Callable[[int], None], gpu: int
+    ) -> StandIn:
         return StandIn(one.stage, "tuned" if lora else "base", sampled)
 
     def first(
@@ -82,9 +85,9 @@ def stood_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return (F.interpolate(small, scale_factor=4) + sampler.level / 100).clamp(-1, 1)
 
     for name, stand_in in {"make_sampler": make, "sample": first}.items():
-        monkeypatch.setattr(samples, name, stand_in)
+        monkeypatch.setattr(cascade_draws, name, stand_in)
     monkeypatch.setattr(
-        samples, "prompt_embeds", lambda job, prompts: (torch.zeros(len(prompts)), torch.zeros(len(prompts)))
+        cascade_draws, "prompt_embeds", lambda job, prompts: (torch.zeros(len(prompts)), torch.zeros(len(prompts)))
     )
     return asked
 
