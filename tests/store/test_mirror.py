@@ -93,6 +93,12 @@ def test_what_is_damaged_here_is_brought_again_and_what_is_damaged_there_is_made
     file.write_bytes(b"x" * len(whole))
     again = make(release.workspace, "image_index", {"of": "new"}, data="1" * 16)
     assert again.reused and file.read_bytes() == whole
+    (index.folder / "manifest.json").write_bytes(b"damaged")
+    assert make(release.workspace, "image_index", {"of": "new"}, data="1" * 16).reused
+    (release.workspace / "versions/0001.json").write_bytes(b"damaged")
+    (release.workspace / "versions/events/000001.json").unlink()
+    machine(release.workspace)
+    assert len(versions(release.workspace)) == 2 and standing(release.workspace).champion == 2
 
     other = machine(tmp_path / "b").workspace
     bucket.put_object(Key=f"birds/objects/{index.hashes['stage1/file'][:2]}/{index.hashes['stage1/file']}", Body=b"y")
@@ -143,7 +149,7 @@ def test_a_store_that_refuses_cuts_and_loses_answers_is_asked_again(
     server: str, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deepfloyd_core.store.bucket._PAUSE_S", 0.01)
-    with faulty_s3(server, worse=5) as (address, done):
+    with faulty_s3(server, worse=3) as (address, done):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         monkeypatch.setattr("deepfloyd_core.store.mirror._buckets", {})
         release = released(tmp_path / "a")
