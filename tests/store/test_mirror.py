@@ -104,7 +104,9 @@ def test_what_is_damaged_here_is_brought_again_and_what_is_damaged_there_is_made
     assert len(versions(release.workspace)) == 2 and standing(release.workspace).champion == 2
 
     other = machine(tmp_path / "b").workspace
-    bucket.put_object(Key=f"birds/objects/{index.hashes['stage1/file'][:2]}/{index.hashes['stage1/file']}", Body=b"y")
+    bucket.put_object(
+        Key=f"birds/objects/{index.hashes['stage1/file'][:2]}/{index.hashes['stage1/file']}", Body=b"y" * len(whole)
+    )
     there = Artifact(index.kind, index.fingerprint, other / index.name)
     assert "has other bytes than its name says" in verify_artifact(there)[0]
     with pytest.raises(ArtifactError, match="has other bytes than its name says"):
