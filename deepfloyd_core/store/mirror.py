@@ -155,11 +155,21 @@ def refresh(mirror: Mirror, below: str = "") -> None:
             f"{mirror.url} lacks {lost[0]}, which it had. Restore it from a backup of the bucket ({mirror.workspace} has a "
             "copy); if the workspace was emptied on purpose, remove that folder."
         )
-    changed = [name for name, each in there.items()
-               if seen.get(name) != each.etag or not (mirror.workspace / name).exists()]  # fmt: skip
+    changed = [name for name, each in there.items() if seen.get(name) != each.etag or _is_lost(mirror, name)]
     at_once(lambda name: _pull_record(mirror, name, there[name].changed_s), changed)
     for name in gone:
         _drop_here(mirror, name)
+
+
+def _is_lost(mirror: Mirror, name: str) -> bool:
+    """Whether a record is not here, or, of a version, damaged; `restore` looks at the manifests that are used."""
+    file = mirror.workspace / name
+    if name.startswith(_VERSIONS):
+        try:
+            read_sealed(file, "It is brought again")
+        except (ArtifactError, OSError):
+            return True
+    return not file.exists()
 
 
 def has_records(mirror: Mirror) -> bool:
@@ -206,7 +216,9 @@ def check_turn(workspace: Path) -> None:
 
 
 def _pull_record(mirror: Mirror, name: str, changed_s: float) -> None:
-    """changed_s: when it was written, by the store's clock. That is its time here, too: of versions it tells their age."""
+    """Bring a record. changed_s: when it was written, by the store's clock. That is its time here, too: the age of a version
+    follows from it.
+    """
     found = mirror.bucket.get(RECORDS + name)
     if found is None:
         return  # removed meanwhile
@@ -221,13 +233,13 @@ def _pull_record(mirror: Mirror, name: str, changed_s: float) -> None:
         with locked_if_free(mirror.workspace, artifact_lock(artifact)) as free:
             if not free:
                 return  # somebody makes it here, too; the next refresh decides
-            if not _place_manifest(file, data):
+            if not place_manifest(file, data):
                 log.warning("%s: %s names files outside of its artifact: it is not used", mirror.url, name)
                 return
     mirror.seen(name).write_text(etag)
 
 
-def _place_manifest(file: Path, data: bytes) -> bool:
+def place_manifest(file: Path, data: bytes) -> bool:
     """Write the manifest of an artifact that another machine finished, and remove files that it has otherwise. Returns
     whether it may be one: what lies in a bucket may be anybody's.
     """

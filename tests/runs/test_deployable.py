@@ -98,6 +98,18 @@ def test_a_version_is_published_inside_or_where_the_worker_allows_it(
             _confined(target=target)
 
 
+def test_a_workspace_in_a_bucket_is_one_that_the_worker_allows(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TARGETS, "s3://bucket/mine/")
+    url = "s3://bucket/mine/birds"
+    assert _confined(workspace=url)["workspace"] == url
+    assert _confined(config="a.toml", overrides=[f'workspace = "{url}"'])["overrides"] == [f'workspace = "{url}"']
+    for elsewhere in ("s3://bucket/yours", "s3://bucket/mine/../yours", "s3://other/mine/birds"):
+        with pytest.raises(ConfigError, match=r"^workspace is "):
+            _confined(workspace=elsewhere)
+        with pytest.raises(ConfigError, match=r"^workspace is "):
+            _confined(config="a.toml", overrides=[f"workspace={elsewhere}"])
+
+
 def test_a_lora_is_a_version_or_a_file_inside(project: Path) -> None:
     assert _confined(lora=["me/model@0.5", "me/model"])["lora"] == ["me/model@0.5", "me/model"], "of the Hub"
     found = _confined(config="run.toml", lora=["version:3@0.7", "a@b.safetensors", "../pictures/style.safetensors@0.5"])

@@ -9,13 +9,16 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from faulty_s3 import faulty_s3
+from picture_site import serving
 from releases import Release, make
 from s3_server import s3_server
+from small_disk import PAGE, small_disk
 
 from deepfloyd_core.config.retention import Policy
 from deepfloyd_core.errors import ArtifactError, BusyError, StorageError
@@ -93,9 +96,17 @@ def test_what_is_damaged_here_is_brought_again_and_what_is_damaged_there_is_made
     file.write_bytes(b"x" * len(whole))
     again = make(release.workspace, "image_index", {"of": "new"}, data="1" * 16)
     assert again.reused and file.read_bytes() == whole
+    (index.folder / "manifest.json").write_bytes(b"damaged")
+    assert make(release.workspace, "image_index", {"of": "new"}, data="1" * 16).reused
+    (release.workspace / "versions/0001.json").write_bytes(b"damaged")
+    (release.workspace / "versions/events/000001.json").unlink()
+    machine(release.workspace)
+    assert len(versions(release.workspace)) == 2 and standing(release.workspace).champion == 2
 
     other = machine(tmp_path / "b").workspace
-    bucket.put_object(Key=f"birds/objects/{index.hashes['stage1/file'][:2]}/{index.hashes['stage1/file']}", Body=b"y")
+    bucket.put_object(
+        Key=f"birds/objects/{index.hashes['stage1/file'][:2]}/{index.hashes['stage1/file']}", Body=b"y" * len(whole)
+    )
     there = Artifact(index.kind, index.fingerprint, other / index.name)
     assert "has other bytes than its name says" in verify_artifact(there)[0]
     with pytest.raises(ArtifactError, match="has other bytes than its name says"):
@@ -143,7 +154,7 @@ def test_a_store_that_refuses_cuts_and_loses_answers_is_asked_again(
     server: str, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deepfloyd_core.store.bucket._PAUSE_S", 0.01)
-    with faulty_s3(server, worse=5) as (address, done):
+    with faulty_s3(server, worse=3) as (address, done):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         monkeypatch.setattr("deepfloyd_core.store.mirror._buckets", {})
         release = released(tmp_path / "a")
@@ -293,3 +304,43 @@ def test_a_bucket_that_cannot_be_used_is_one_sentence(
         machine(tmp_path / "a")
     with pytest.raises(StorageError, match="mirrors s3://work/birds, not s3://work/other"):
         open_mirror("s3://work/other", tmp_path / "a")
+
+
+def test_a_bucket_without_rights_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+
+    class Denies(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    with serving(Denies) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(
+            StorageError, match=r"^s3://private/x cannot be listed: AccessDenied: Access Denied\. Creden"
+        ):
+            open_mirror("s3://private/x", tmp_path / "x")
+    assert not (tmp_path / "x" / ".bucket").exists(), "nothing is left of a URL that cannot be read"
+
+
+def test_a_full_disk_is_told_before_the_first_byte_and_the_same_command_goes_on(bucket: Any, tmp_path: Path) -> None:
+    place = machine(tmp_path / "a")
+    text = "x" * 300_000
+    made = make(place.workspace, "image_index", {"text": text}, data="1" * 16)
+    with small_disk(tmp_path / "disk", 600_000 + 40 * PAGE) as disk:
+        other = machine(disk.folder / "b").workspace
+        there = Artifact(made.kind, made.fingerprint, other / made.name)
+        (disk.folder / "of_others").write_bytes(b"x" * (shutil.disk_usage(disk.folder).free - 10 * PAGE))
+        with pytest.raises(
+            StorageError, match=r"What image_index/\w+ of s3://work/birds lacks here takes .* has less room"
+        ):
+            _ = there.path
+        (disk.folder / "of_others").unlink()
+        assert (there.path / "stage1/file").stat().st_size > 300_000 and verify_artifact(there) == []
