@@ -58,6 +58,16 @@ def is_there(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a path that somebody gave is a folder; False for a name that no file system accepts."""
+    return is_there(path) and path.is_dir()
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path that somebody gave is a file; False for a name that no file system accepts."""
+    return is_there(path) and path.is_file()
+
+
 _START: "ContextVar[Path | None]" = ContextVar("start_of_relative_paths", default=None)
 
 

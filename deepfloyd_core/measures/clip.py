@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepfloyd_core.config.base import is_there
+from deepfloyd_core.config.base import is_file
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import parsed_json
 from deepfloyd_core.measures.measure import Figures, MeasureFn, Network, Outputs
@@ -28,7 +28,7 @@ _BATCH = 16
 
 def check_clip_folder(folder: Path) -> None:
     """Raises ConfigError unless a folder holds a CLIP model as transformers saves it, in safetensors. Loads nothing."""
-    lacking = [name for name in _FILES if not (is_there(folder / name) and (folder / name).is_file())]
+    lacking = [name for name in _FILES if not is_file(folder / name)]
     if lacking:
         raise ConfigError(
             f"eval_clip_model is {str(folder)!r}, which has no {', no '.join(lacking)}. Give a folder of a CLIP "

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from deepfloyd_core.config.base import is_there
+from deepfloyd_core.config.base import is_file
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.models.headers import Header, read_header
 
@@ -74,7 +74,7 @@ def check_lpips_file(file: Path) -> None:
     prefix = f"eval_lpips_model is {str(file)!r}"
     if file.suffix != ".safetensors":
         raise ConfigError(f"{prefix}; only .safetensors files are read, never a pickle. {_REMEDY}")
-    if not is_there(file) or not file.is_file():
+    if not is_file(file):
         raise ConfigError(f"{prefix}; there is no such file. {_REMEDY}")
     try:
         header = read_header(file)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepfloyd_core.config.base import is_there
+from deepfloyd_core.config.base import is_folder
 from deepfloyd_core.config.flavours import FLAVOURS, RANDOM, RANDOM_STAGE3
 from deepfloyd_core.config.stage3 import STAGE3, DrawnStage
 from deepfloyd_core.config.stages import STAGES, Stage
@@ -130,7 +130,7 @@ def _is_random(model: str) -> bool:
 def _directory(model: str) -> Path | None:
     """A model's directory; None for a hub id. Raises ModelError for a name that is neither."""
     folder = Path(model)
-    if is_there(folder) and folder.is_dir():
+    if is_folder(folder):
         return folder
     if folder.is_absolute() or model.count("/") != 1:
         raise ModelError(f"{model} is not a directory, nor a hub id of the form owner/name.")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deepfloyd_core.config.base import is_file
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
@@ -101,7 +102,7 @@ def _file_faults(again: "DrawnPicture", options: GenerateOptions) -> Iterator[st
             yield f"{again.path} was drawn without a {role} picture. Leave out --{name}."
         elif recorded is not None and given is None:
             yield f"{again.path} was drawn with a {role} picture of yours. Give that beside --from with --{name}."
-        elif given is not None and not given.is_file():
+        elif given is not None and not is_file(given):
             yield f"--{name} is {given}, and there is no such file. Give the picture that {again.path} was drawn with."
         elif given is not None and sha256_file(given) != recorded:
             yield f"{again.path} was drawn with another {role} picture than {given}. Give that one with --{name}."

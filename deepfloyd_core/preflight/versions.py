@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepfloyd_core.config.base import home_path, is_there
+from deepfloyd_core.config.base import home_path, is_folder
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
@@ -34,12 +34,7 @@ def names_a_folder(version: str | None) -> bool:
     """Whether what a user calls a version is the path of a bundle's folder."""
     if not version or version.isdecimal() or version in (BASE, *SERVING):
         return False
-    return "/" in version or _is_folder(version)
-
-
-def _is_folder(version: str) -> bool:
-    path = Path(version)
-    return is_there(path) and path.is_dir()
+    return "/" in version or is_folder(Path(version))
 
 
 def drawn_version(run: Run, version: str) -> DrawnVersion:
@@ -58,7 +53,7 @@ def drawn_version(run: Run, version: str) -> DrawnVersion:
         found = find_version(run.workspace, version)
         return DrawnVersion(str(found.number), bundle_of(run.workspace, found))
     folder = _snapshot(version) if is_on_hub(version) else home_path(Path(version)).absolute()
-    if folder is None or not folder.is_dir():
+    if folder is None or not is_folder(folder):
         raise ConfigError(
             f"The version is {version}, and there is no such folder. Give a bundle's folder, or a number."
         )
@@ -68,7 +63,7 @@ def drawn_version(run: Run, version: str) -> DrawnVersion:
 
 def is_on_hub(version: str) -> bool:
     """Whether what a user calls a version is a repository of the Hub."""
-    return is_hub_id(version) and names_a_folder(version) and not _is_folder(version)
+    return is_hub_id(version) and names_a_folder(version) and not is_folder(Path(version))
 
 
 def is_missing(version: str) -> bool:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 
+from deepfloyd_core.config.base import is_folder
 from deepfloyd_core.config.data_sets import TABLES, ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import file_pieces, read_file
@@ -31,7 +32,7 @@ class Folder:
 
     def __init__(self, dataset: ImageDataset) -> None:
         self._root = Path(dataset.instance_data_dir)
-        if not self._root.is_dir():
+        if not is_folder(self._root):
             raise ConfigError(
                 f"{dataset.id}: instance_data_dir is {dataset.instance_data_dir!r}, which is not a directory"
                 + ("." if self._root.is_absolute() else f" of {Path.cwd()}, where relative paths start.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from deepfloyd_core.config.base import is_file, is_folder
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import file_pieces
@@ -98,7 +99,7 @@ def _open(dataset: ImageDataset) -> Any:
     datasets.disable_progress_bars()
     name = dataset.dataset_name or ""
     place = Path(name)
-    saved = (place / "state.json").is_file() or (place / "dataset_dict.json").is_file()
+    saved = is_file(place / "state.json") or is_file(place / "dataset_dict.json")
     try:
         found = datasets.load_from_disk(str(place)) if saved else datasets.load_dataset(name, revision=dataset.revision)
     except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
@@ -120,7 +121,7 @@ def _places(dataset: ImageDataset) -> list[Path]:
     import datasets
 
     folder = Path(dataset.dataset_name or "")
-    if folder.is_dir():
+    if is_folder(folder):
         return [folder.resolve()]
     caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
     return [Path(place).resolve() for place in caches]

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Union
 
+from deepfloyd_core.config.base import is_file
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.sources.listing import text_encoding
@@ -46,7 +47,7 @@ def table_path(dataset: ImageDataset) -> Path:
     assert dataset.parquet is not None
     places = [Path(dataset.parquet.path), Path(dataset.instance_data_dir, dataset.parquet.path)]
     for place in places:
-        if place.is_file():
+        if is_file(place):
             return place
     raise ConfigError(
         f"{dataset.id}: parquet.path is {dataset.parquet.path!r}; there is no file {places[0]} or {places[1]}."

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from deepfloyd_core.config.base import is_file
 from deepfloyd_core.config.data_blocks import CaptionTable
 from deepfloyd_core.config.data_sets import TABLES, ImageDataset
 from deepfloyd_core.errors import ConfigError
@@ -39,7 +40,7 @@ class Urls:
         self._dataset, self._kept = dataset, Path(dataset.csv_cache_dir or "")
         self.name = str(dataset.csv_file)
         self._path = Path(self.name)
-        if not self._path.is_file():
+        if not is_file(self._path):
             raise ConfigError(f"{dataset.id}: csv_file is {self.name!r}, and there is no such file.")
         # Servers refuse the names of libraries.
         agent = dataset.csv_user_agent or f"{DISTRIBUTION}/{metadata.version(DISTRIBUTION)}"

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from types import FrameType
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from deepfloyd_core.errors import JobError, Stop
 from deepfloyd_core.training.checkpoints import StepMetrics, last_good
@@ -92,8 +91,7 @@ def take_step(
     config, lr = context.config, learning_rate_at(context.config, step)
     set_learning_rate(state.optimizer, lr, config.learning_rate)
     loss, is_asked_by_any, shown = _add_all_gradients(context, state, ahead, step, is_asked)
-    most = config.max_grad_norm or math.inf
-    norm = state.shards.clip(most) if state.shards else float(clip_grad_norm_(state.params.values(), most))
+    norm = _clip(state, config.max_grad_norm or math.inf)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         left, batch = last_good(context.out), ", ".join(shown)
         raise JobError(f"Step {step + 1}: loss is {loss}, gradient norm {norm}. The batch was {batch}. {left}")
@@ -104,6 +102,13 @@ def take_step(
     if state.ema is not None:
         state.ema.step(state.params.values())
     return StepMetrics(step + 1, loss, lr, norm), is_asked_by_any
+
+
+def _clip(state: TrainingState, most: float) -> float:
+    """Clip the gradients. Returns their norm before."""
+    if state.shards:
+        return state.shards.clip(most)
+    return float(torch.nn.utils.clip_grad_norm_(state.params.values(), most))
 
 
 def _add_all_gradients(

@@ -51,7 +51,7 @@ from deepfloyd_core.training.ranks import ALONE, Ranks, joined, threads_of_rank
 from deepfloyd_core.training.recompute import recompute_activations
 from deepfloyd_core.training.sharded import Shards
 from deepfloyd_core.training.start import known_pictures
-from deepfloyd_core.training.state import training_state
+from deepfloyd_core.training.state import TrainingState, training_state
 from deepfloyd_core.training.steps import run_steps
 from deepfloyd_core.training.trackers import open_loggers, show_validation
 from deepfloyd_core.training.validation import (
@@ -76,17 +76,13 @@ def train(job: Job[TrainRequest]) -> TrainingSummary | None:
 
 
 def _train(job: Job[TrainRequest], context: TrainingContext) -> TrainingSummary | None:
-    request, stage, folder, ranks = job.request, job.request.stage, job.request.model, context.ranks
+    request, stage, ranks = job.request, job.request.stage, context.ranks
     rows = _rows(request)
     order = _order(request, rows)
     validation = _validation(context, rows, order, job)
     shown = _previews(validation, request) if request.previews else validation
-    state, method = training_state(context), method_of(context.config)
+    state = _state(context)
     first, last, metrics = state.step, context.config.steps, state.metrics
-    if not state.shards:
-        ranks.check_alike(
-            list(state.params.values()), f"Stage {stage}, step {first + 1}: what the training goes on from"
-        )
     sizes = keep_sizes(job.out, first, context) if ranks.leads else KeptSizes()
     listed = {**context.config.model_dump(mode="json"), "seed": request.seed}
     with open_loggers(request.machine.trackers if ranks.leads else (), listed, job.out, metrics[:]) as show:
@@ -98,14 +94,10 @@ def _train(job: Job[TrainRequest], context: TrainingContext) -> TrainingSummary 
         ranks.check_alike(params, f"Stage {stage}, step {last}: the trained model")
         trained = sum(param.numel() for param in params)
         frozen = frozen_numbers(context.unet), frozen_bytes(context.unet)
-        if ranks.leads:
-            method.save(context.unet, stage, folder, job.out)
-            trained_scheduler(folder, context.config.train_variance).save_pretrained(job.out / "scheduler")
-        ranks.wait()  # for its files
-        difference = method.reload(context.unet, stage, folder, job.out)
+        difference = _saved(context, request.model)
         tuned, pictures = validation.take(last)
         show_validation(show, last, tuned, pictures)
-    method.remove(context.unet, folder)
+    method_of(context.config).remove(context.unet, request.model)
     base = validation.losses("of the base")
     if not ranks.leads:
         return None
@@ -131,6 +123,27 @@ def _train(job: Job[TrainRequest], context: TrainingContext) -> TrainingSummary 
         start_difference=_start_difference(job),
         **dict(_on_held_out(job, base, tuned, change) if change else HeldOutLosses()),
     )
+
+
+def _state(context: TrainingContext) -> TrainingState:
+    """From where the training goes on, which all ranks must have alike."""
+    state = training_state(context)
+    if not state.shards:
+        what = f"Stage {context.stage}, step {state.step + 1}: what the training goes on from"
+        context.ranks.check_alike(list(state.params.values()), what)
+    return state
+
+
+def _saved(context: TrainingContext, folder: Path) -> float:
+    """Write the product, and load it in place of the trained weights. folder: of the base model. Returns the difference that
+    this makes.
+    """
+    method, stage, out = method_of(context.config), context.stage, context.out
+    if context.ranks.leads:
+        method.save(context.unet, stage, folder, out)
+        trained_scheduler(folder, context.config.train_variance).save_pretrained(out / "scheduler")
+    context.ranks.wait()  # for its files
+    return method.reload(context.unet, stage, folder, out)
 
 
 def _write_figures(stage: Stage, out: Path, metrics: list[StepMetrics], validated: list[tuple[int, float]]) -> None:

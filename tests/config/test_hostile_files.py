@@ -38,6 +38,8 @@ def said(run: SmallRun, file: str | None = None, text: str = "", *sets: str) -> 
         ("x.json", f'{{"seed": {NUMBER}}}', "digits"), ("data.json", f'[{{"id": {NUMBER}}}]', "digits"),
         ("x.toml", 'workspace = "a\\u0000b"', "zero byte"), ("x.json", '{"a\\u0000b": 1}', "zero byte"),
         ("data.json", '[{"id": "x", "instance_data_dir": "a\\u0000b"}]', "zero byte"),
+        ("data.json", f'[{{"id": "x", "type": "local", "instance_data_dir": "{"a" * 300}"}}]', "is not a directory"),
+        ("data.json", f'[{{"id": "x", "type": "csv", "csv_cache_dir": "kept", "csv_file": "{"a" * 300}"}}]', "no such file"),
         ("config.env", "MODEL_TYPE=deepfloyd-lora\nOUTPUT_DIR=a\0b", "line 2: a zero byte"),
     ],
 )  # fmt: skip

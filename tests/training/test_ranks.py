@@ -133,7 +133,7 @@ def test_what_cannot_be_shared_out_is_refused(world: DataWorld) -> None:
         ({"num_processes": 3}, {"train_batch_size": 4, "gradient_accumulation_steps": 2}, "3, which divides neither"),
         ({"num_processes": 2}, {"train_batch_size": 4, "lora_dropout": 0.1}, "to a multiple of 2"),
         ({"num_processes": 2}, {**WHOLE, "optimizer": "adafactor"}, "whole tensors. Use one of adamw, adamw_bf16"),
-        ({"num_processes": 2}, {**WHOLE, "dynamo_backend": "eager"}, "gathers no weights. Set it to no"),
+        ({"num_processes": 2}, {**WHOLE, "dynamo_backend": "aot_eager"}, "gathers no weights. Set it to no"),
         ({"num_processes": 2, "exact_ranks": True}, WHOLE, "needs whole gradients. Remove one"),
         ({"num_processes": 0}, {}, "num_processes"),
         ({"num_processes": "many"}, {}, "num_processes"),
