@@ -92,7 +92,7 @@ def run_parts(
 
 
 # A flow of its own, because Prefect sends a task's flow to its worker: those of `flows` hold what does not pickle.
-@flow(name="job_parts", version=VERSION, flow_run_name="{kind.job} parts", validate_parameters=False)
+@flow(name="job_parts", version=VERSION, flow_run_name="{kind.job}_parts", validate_parameters=False)
 @server_awaited
 def _job_parts(config: RunConfig, kind: type[JobRequest[Any]], files: Sequence[JobFiles]) -> None:
     """The tasks of all parts."""

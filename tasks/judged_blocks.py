@@ -57,7 +57,7 @@ def cluster_judges(run: Run, scanned: pa.Table, work: WorkDir, report: Report) -
 
 
 # A flow of its own, as for parts of jobs.
-@flow(name="judged_blocks", version=VERSION, flow_run_name="judged blocks", validate_parameters=False)
+@flow(name="judged_blocks", version=VERSION, flow_run_name="judged_blocks", validate_parameters=False)
 @server_awaited
 def _judged_blocks(run: Run, scan: Path, blocks: Sequence[Block]) -> None:
     """The tasks of all blocks."""

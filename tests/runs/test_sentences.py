@@ -84,4 +84,4 @@ def test_every_task_is_named_as_the_artifact_that_it_makes() -> None:
     assert {"image_index", "stage_pixels", "stage1_conditioning", "stage_lora", "lora_bundle"} <= found.keys()
     for name, run in found.items():
         assert re.fullmatch("[a-z0-9_]+", name), name
-        assert run is None or re.fullmatch(r"[a-z0-9_{}]+", str(run)), run
+        assert run is None or re.fullmatch(r"([a-z0-9_]|\{[a-z_.]+\})+", str(run)), run

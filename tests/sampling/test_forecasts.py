@@ -87,7 +87,7 @@ def test_a_gpu_samples_as_many_at_once_as_fit(
 ) -> None:
     one = SampledStage(stage=1, settings=run.config.stage(1), model=models[1])
     machine, free = Machine(device="cuda"), 0
-    monkeypatch.setattr(forecasts, "pick_device", lambda name: torch.device(name))
+    monkeypatch.setattr(forecasts, "pick_device", lambda name, gpu=0: torch.device(name))
     monkeypatch.setattr(forecasts, "free_bytes", lambda device: free if device.type == "cuda" else None)
     assert pictures_at_once(one, [(64, 64)], machine) == (16, None), "a small model is loaded before it is forecast"
     monkeypatch.setattr(forecasts, "SAID_FROM", 0)
@@ -125,7 +125,7 @@ def _written(folder: Path, configs: dict[str, Any], weights: str, size: int) -> 
 
 @pytest.fixture
 def card_of_12_gb(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecasts, "pick_device", lambda name: torch.device(name))
+    monkeypatch.setattr(forecasts, "pick_device", lambda name, gpu=0: torch.device(name))
     monkeypatch.setattr(forecasts, "free_bytes", lambda device: 12_000_000_000)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -20,4 +21,6 @@ def s3_server(**environ: str) -> Iterator[str]:
         for name, value in environ.items():
             patch.setenv(name, value.format(url=url))
         yield url
+        # Buckets outlive their server: another one in this process would find them.
+        urlopen(Request(f"{url}/moto-api/reset", method="POST"), timeout=10).close()
     server.stop()
