@@ -25,9 +25,9 @@ from deepfloyd_core.processes.job_processes import JobFiles, ProgressFile
 from deepfloyd_core.processes.jobs import JobRequest, S, job_starter, run_job, run_written, write_request
 from deepfloyd_core.processes.jobs import run_parts as run_parts_here
 from deepfloyd_core.store.artifacts import WorkDir
+from deepfloyd_core.store.following import following
 from deepfloyd_core.types import Report, no_report
 from tasks import VERSION
-from tasks.following import following
 from tasks.outbox import call_subflow, server_awaited
 from tasks.runners import Job, run_jobs
 

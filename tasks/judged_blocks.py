@@ -15,9 +15,9 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.index.index import Block, JudgeBlocks, judge_block, judges
 from deepfloyd_core.store.artifacts import WorkDir
+from deepfloyd_core.store.following import following
 from deepfloyd_core.types import Report, no_report
 from tasks import VERSION
-from tasks.following import following
 from tasks.outbox import call_subflow, server_awaited
 from tasks.runners import MAX_TASK_RUNS, Job, run_jobs
 

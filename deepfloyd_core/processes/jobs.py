@@ -173,6 +173,16 @@ def imported(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+P = TypeVar("P", bound=JobRequest[Any])
+
+
+def part_requests(kind: type[P], request: JobRequest[Any], parts: int) -> list[P]:
+    """The requests of parts 0 to `parts` - 1 of a job: each has the fields of its request, its `number`, and `parts`."""
+    shared = {name: getattr(request, name) for name in type(request).model_fields}
+    # Not validated again: each would have a tuple of all captions of its own.
+    return [kind.model_construct(**shared, number=number, parts=parts) for number in range(parts)]
+
+
 class RunParts(Protocol):
     """`run_parts`, or what has the parts made elsewhere."""
 

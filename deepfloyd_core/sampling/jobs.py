@@ -18,7 +18,7 @@ from deepfloyd_core.hashing import digest
 from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.tables import MeasureTable, measure_tables
 from deepfloyd_core.models.identity import base_model
-from deepfloyd_core.processes.jobs import JobRequest, S
+from deepfloyd_core.processes.jobs import JobRequest, S, part_requests
 from deepfloyd_core.sampling.pictures import Picture
 from deepfloyd_core.sampling.stage3_jobs import Stage3
 from deepfloyd_core.store.artifacts import Artifact, Request
@@ -193,9 +193,7 @@ class SamplePartRequest(SamplesCascade[PartDrawn]):
 
 def sample_parts(request: SampleRequest) -> list[SamplePartRequest]:
     """The requests that `sample_workers` processes run at once before the request itself; none for one process here."""
-    parts = request.machine.parts(request.machine.sample_workers)
-    shared = {name: getattr(request, name) for name in type(request).model_fields}
-    return [SamplePartRequest.model_construct(**shared, number=number, parts=parts) for number in range(parts)]
+    return part_requests(SamplePartRequest, request, request.machine.parts(request.machine.sample_workers))
 
 
 def remake_job(run: Run, stage: Stage, model: Path, inputs: LowResInputs[Artifact]) -> RemakeRequest:
@@ -319,8 +317,7 @@ class GeneratePartRequest(GeneratesPictures[PartDrawn]):
 def generate_parts(request: GenerateRequest) -> list[GeneratePartRequest]:
     """The requests that `sample_workers` processes run at once before the request itself; none for one process here."""
     parts = min(request.machine.parts(request.machine.sample_workers), len(request.pictures))
-    shared = {name: getattr(request, name) for name in type(request).model_fields}
-    return [GeneratePartRequest.model_construct(**shared, number=number, parts=parts) for number in range(parts)]
+    return part_requests(GeneratePartRequest, request, parts)
 
 
 def generate_job(

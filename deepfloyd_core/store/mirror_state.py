@@ -9,7 +9,6 @@ builders leave unfinished stays on its machine.
 import logging
 import secrets
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from deepfloyd_core.errors import ArtifactError, StorageError
 from deepfloyd_core.files import TMP_PREFIX, canonical_json, parsed_json, sha256_file
 from deepfloyd_core.store.bucket import PIECE, Bucket
 from deepfloyd_core.store.file_faults import written
+from deepfloyd_core.store.following import following
 from deepfloyd_core.store.mirror import FOLDER, PARTS, Mirror, at_once, check_turn, fences, leads_inside, mirror_of
 from deepfloyd_core.store.working_state import REQUEST
 
@@ -41,7 +41,7 @@ def sent_meanwhile(folder: Path) -> Iterator[None]:
         yield
         return
     _bring_state(mirror, folder)
-    over, sent = threading.Event(), [_step(folder)]
+    sent = [_step(folder)]
 
     def send() -> None:
         if (step := _step(folder)) > sent[0]:
@@ -51,17 +51,10 @@ def sent_meanwhile(folder: Path) -> Iterator[None]:
             except (StorageError, OSError, ArtifactError) as error:  # it is whole here, and the next one may pass
                 log.warning("the state of %s is not in %s: %s", folder.parent.name, mirror.url, error)
 
-    def watch() -> None:
-        while not over.wait(_LOOK_S):
-            send()
-
-    thread = threading.Thread(target=watch, name="state to a bucket", daemon=True)
-    thread.start()
     try:
-        yield
+        with following(send, _LOOK_S):
+            yield
     finally:
-        over.set()
-        thread.join()
         send()
 
 

@@ -24,7 +24,7 @@ from deepfloyd_core.files import canonical_json, sha256_bytes
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.models.identity import model_fingerprint
 from deepfloyd_core.models.text_encoders import text_encoder_of
-from deepfloyd_core.processes.jobs import JobRequest, S
+from deepfloyd_core.processes.jobs import JobRequest, S, part_requests
 from deepfloyd_core.store.artifacts import Artifact, Request, damaged_parts, newest
 from deepfloyd_core.store.manifest import Manifest, Summary
 from deepfloyd_core.text.embed_file import EmbedFile
@@ -105,10 +105,7 @@ def encode_job(run: Run, captions: Iterable[str], encoder: Path, older: Artifact
 
 def encode_parts(request: EncodeRequest) -> list[EncodePartRequest]:
     """The requests that `embed_workers` processes run at once before the request itself; none for one process here."""
-    parts = request.machine.parts(request.machine.embed_workers)
-    shared = {name: getattr(request, name) for name in type(request).model_fields}
-    # Not validated again: each would have a tuple of all captions of its own.
-    return [EncodePartRequest.model_construct(**shared, number=number, parts=parts) for number in range(parts)]
+    return part_requests(EncodePartRequest, request, request.machine.parts(request.machine.embed_workers))
 
 
 def run_captions(run: Run, captions: Iterable[str]) -> list[str]:

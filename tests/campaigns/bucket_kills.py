@@ -6,15 +6,13 @@ there in the end has the bytes of an undisturbed run on a disk. Dead runs lose t
 
 import os
 import random
-import shutil
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
 from faulty_s3 import faulty_s3
-from kills import Pass, difference, killed_pass, new_pass, undisturbed
+from kills import Pass, killed_passes, new_pass
 from rows import Row
 from s3_server import s3_server
 
@@ -63,25 +61,15 @@ class BucketPass(Pass):
 
 def attack(seconds: float, seed: int, folder: Path) -> list[Row]:
     """Passes until the time is over, at least one."""
-    end, number, chance, home = time.monotonic() + seconds, 0, random.Random(seed), os.environ["HOME"]
+    end, home = time.monotonic() + seconds, os.environ["HOME"]
     bucket_turn.LEASE_S, bucket_turn.BEAT_S = _LEASE_S, _BEAT_S
-    kills, failures = Counter[str](), list[str]()
     with prefect_server(folder / "home"), s3_server() as url, faulty_s3(url, seed) as (address, answers):
         see_environment()
         os.environ["AWS_ENDPOINT_URL"] = address
         boto3.resource("s3", endpoint_url=url).create_bucket(Bucket="work")
-        whole = new_pass(folder / "whole")
-        times = [undisturbed(whole, command) for command in whole.commands]
-        expected = whole.hashes()
-        while not number or time.monotonic() < end:
-            broken = new_pass(folder / str(number), kind=BucketPass)
-            fault = killed_pass(broken, times, chance, end) or difference(broken.hashes(), expected)
-            kills += broken.kills
-            if fault:
-                failures.append(f"pass {number} of seed {seed}: {fault}\n    {broken.run.folder}")
-            else:
-                shutil.rmtree(broken.run.folder)
-            number += 1
+        kills, number, failures = killed_passes(
+            lambda number: new_pass(folder / str(number), kind=BucketPass), folder, end, seed
+        )
         os.environ["HOME"] = home
         del os.environ["AWS_ENDPOINT_URL"]
     spoilt = sum(count for name, count in answers.items() if name != "passed")

@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -100,23 +101,36 @@ class Pass:
 
 def attack(seconds: float, seed: int, folder: Path) -> list[Row]:
     """Passes until the time is over, at least one."""
-    end, number, chance = time.monotonic() + seconds, 0, random.Random(seed)
+    end = time.monotonic() + seconds
     with prefect_server(folder / "home"):
         see_environment()
-        whole = new_pass(folder / "whole", 1)
-        times = [undisturbed(whole, command) for command in whole.commands]
-        expected, kills, failures = whole.hashes(), Counter[str](), list[str]()
-        while not number or time.monotonic() < end:
-            broken = new_pass(folder / str(number), 2 - number % 2)
-            fault = killed_pass(broken, times, chance, end) or difference(broken.hashes(), expected)
-            kills += broken.kills
-            if fault:
-                failures.append(f"pass {number} of seed {seed}: {fault}\n    {broken.run.folder}")
-            else:
-                shutil.rmtree(broken.run.folder)
-            number += 1
+        kills, number, failures = killed_passes(
+            lambda number: new_pass(folder / str(number), 2 - number % 2), folder, end, seed
+        )
     rows = [Row(f"kills: {stage}", count, 0, []) for stage, count in sorted(kills.items())]
     return [*rows, Row("passes of killed commands, every byte compared", number, len(failures), failures)]
+
+
+def killed_passes(
+    make: Callable[[int], Pass], folder: Path, end: float, seed: int
+) -> tuple[Counter[str], int, list[str]]:  # fmt: skip
+    """Compare killed passes, each made from its number, with one on a disk that nothing disturbs, until the time is over.
+    Returns the kills, the number of passes, and a text for each that failed.
+    """
+    number, chance = 0, random.Random(seed)
+    whole = new_pass(folder / "whole")
+    times = [_undisturbed(whole, command) for command in whole.commands]
+    expected, kills, failures = whole.hashes(), Counter[str](), list[str]()
+    while not number or time.monotonic() < end:
+        broken = make(number)
+        fault = _killed_pass(broken, times, chance, end) or _difference(broken.hashes(), expected)
+        kills += broken.kills
+        if fault:
+            failures.append(f"pass {number} of seed {seed}: {fault}\n    {broken.run.folder}")
+        else:
+            shutil.rmtree(broken.run.folder)
+        number += 1
+    return kills, number, failures
 
 
 def new_pass(folder: Path, ranks: int = 1, kind: type[Pass] = Pass) -> Pass:
@@ -128,7 +142,7 @@ def new_pass(folder: Path, ranks: int = 1, kind: type[Pass] = Pass) -> Pass:
     return kind(run, ranks, Counter())
 
 
-def undisturbed(one: Pass, command: tuple[str, ...]) -> float:
+def _undisturbed(one: Pass, command: tuple[str, ...]) -> float:
     """Run a command to its end. Returns the seconds that it took."""
     began = time.monotonic()
     process = one.run.start_here(one.log, *command)
@@ -138,7 +152,7 @@ def undisturbed(one: Pass, command: tuple[str, ...]) -> float:
     return time.monotonic() - began
 
 
-def killed_pass(one: Pass, times: list[float], chance: random.Random, end: float) -> str:
+def _killed_pass(one: Pass, times: list[float], chance: random.Random, end: float) -> str:
     """Kill each command again and again until it ends by itself. Returns what went wrong; empty: nothing."""
     for command, whole_s in zip(one.commands, times, strict=True):
         process: BaseProcess | None = None
@@ -186,7 +200,7 @@ def _kill_one(process: BaseProcess, chance: random.Random) -> bool:
     return False
 
 
-def difference(found: dict[str, str], expected: dict[str, str]) -> str:
+def _difference(found: dict[str, str], expected: dict[str, str]) -> str:
     """Which files differ; empty: none."""
     names = [name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)]
     return f"other bytes than those of an undisturbed run: {', '.join(sorted(names)[:10])}" if names else ""

@@ -14,31 +14,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
 import psutil
 from data_world import DataWorld
+from ranked import small, train
 from rows import Row
-from training_parts import prepared, stage_text, train_stage
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import JobError
-from deepfloyd_core.processes.jobs import job_starter, run_together
+from deepfloyd_core.processes.jobs import job_starter
 from deepfloyd_core.processes.pool import Children, Limits
-from deepfloyd_core.store.artifacts import Artifact, WorkDir
-from deepfloyd_core.training.jobs import TrainingSummary, TrainRequest
-from deepfloyd_core.types import no_report
+from deepfloyd_core.store.artifacts import Artifact
 
 SHARE = 1
 RANKS = 2
-_RUN = {
-    "mixed_precision": "no", "text_encoder_dtype": "fp32", "device": "cpu", "num_threads": 1, "validation_prompt": "a star",
-    "num_validation_images": 1,
-}  # fmt: skip
-_STAGE = {
-    "model_flavour": "tiny-i", "lora_rank": 4, "lora_dropout": 0.1, "use_ema": True, "learning_rate": 1e-3,
-    "train_batch_size": 2, "gradient_accumulation_steps": 2, "max_train_steps": 24, "checkpoint_step_interval": 2,
-    "validation_step_interval": 8, "validation_num_inference_steps": 2,
-}  # fmt: skip
+_STAGE = {"lora_rank": 4, "lora_dropout": 0.1, "use_ema": True, "gradient_accumulation_steps": 2, "max_train_steps": 24,
+          "checkpoint_step_interval": 2, "validation_step_interval": 8}  # fmt: skip
 _PARTS = 4  # of a training's time: the mean time between two kills is one of them
 _MOST = 20  # kills of a training, after which it is left to end
 
@@ -49,10 +39,10 @@ def attack(seconds: float, seed: int, folder: Path) -> list[Row]:
     end, number, kills, chance = time.monotonic() + seconds, 0, 0, random.Random(seed)
     failures: list[str] = []
     with Children(1, Limits(), ("deepfloyd_core.index.index",)) as children, job_starter():
-        run, made = _world(folder / "data", children)
-        _trained(run, made, folder / "first", RANKS)  # what is loaded once is not measured
+        run, made = small(DataWorld(folder / "data", children), 1, **_STAGE)
+        train(run, made, 1, folder / "first", RANKS)  # what is loaded once is not measured
         began = time.monotonic()
-        whole = _trained(run, made, folder / "whole", RANKS)
+        whole = train(run, made, 1, folder / "whole", RANKS)
         mean_s = (time.monotonic() - began) / _PARTS
         while not number or time.monotonic() < end:
             workspace = folder / str(number)
@@ -71,23 +61,6 @@ def attack(seconds: float, seed: int, folder: Path) -> list[Row]:
     ]
 
 
-def _world(folder: Path, children: Children) -> tuple[Run, dict[str, Artifact]]:
-    """Noise of two sizes, and what a training of Stage I needs of it."""
-    world, rng = DataWorld(folder, children), np.random.default_rng(1)
-    for number, width in enumerate([64] * 7 + [96] * 5):
-        world.add(f"{number}.png", rng.integers(0, 256, (64, width, 3), np.uint8), f"caption {number}")
-    run = world.load(stages=(1,), **_RUN, stage1=_STAGE)
-    made = prepared(run, world)
-    return run, made | {"text": stage_text(run, 1, made["text_embeds"])}
-
-
-def _trained(run: Run, made: dict[str, Artifact], workspace: Path, ranks: int) -> Artifact:
-    def how(request: TrainRequest, work: WorkDir) -> TrainingSummary:
-        return run_together(request.of_ranks(ranks), work, no_report)
-
-    return train_stage(run, made, 1, workspace, made["text"], how=how)
-
-
 def _ended(
     run: Run, made: dict[str, Artifact], workspace: Path, ranks: list[int], chance: random.Random
 ) -> Artifact | str:  # fmt: skip
@@ -96,7 +69,7 @@ def _ended(
     """
     while True:
         try:
-            return _trained(run, made, workspace, chance.choice(ranks))
+            return train(run, made, 1, workspace, chance.choice(ranks))
         except JobError as error:
             if "was killed by SIGKILL, twice" not in str(error):
                 return str(error)
